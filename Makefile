@@ -1,0 +1,54 @@
+# Sauh. The two commands for everybody: sudo make demo, sudo make test.
+
+# sudo drops /usr/local/go/bin from PATH, so look there too.
+GO := $(or $(shell command -v go 2>/dev/null),$(wildcard /usr/local/go/bin/go),go)
+export GO
+export CGO_ENABLED ?= 0
+CACHE := $(or $(SAUH_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sauh)
+export SAUH_CACHE := $(CACHE)
+
+COMMIT  := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+VERSION := $(shell cat VERSION)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+
+.PHONY: help build demo test check fmt lint unit race room setup setup-lint clean
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+build: ## bin/sauh and bin/sauh-guest
+	@command -v $(GO) >/dev/null || { echo "make: Go is not installed: https://go.dev/dl" >&2; exit 1; }
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/sauh ./cmd/sauh
+	$(GO) build -trimpath -ldflags '-s -w' -o bin/sauh-guest ./cmd/sauh-guest
+
+demo: setup build ## three nodes, six moves, two power cuts, a table (root)
+	bin/sauh lab demo --guest-binary bin/sauh-guest --out out/demo $(DEMO_FLAGS)
+
+test: setup check room ## everything: check, then the real thing in the machine room (root)
+	$(MAKE) demo
+	@echo "make test: all passed"
+
+check: lint unit ## format, vet, lint, unit tests with the race detector
+
+lint: setup-lint
+	$(GO) vet ./...
+	$(CACHE)/tools/golangci-lint fmt --diff
+	$(CACHE)/tools/golangci-lint run
+
+unit:
+	CGO_ENABLED=1 $(GO) test -race -timeout 10m ./...
+
+room: build ## the tests that need a machine room (root)
+	$(GO) test -tags room -timeout 30m -count=1 -v ./internal/lab/roomtest/...
+
+fmt: setup-lint ## format the code
+	$(CACHE)/tools/golangci-lint fmt
+
+setup:
+	@scripts/setup.sh run
+
+setup-lint:
+	@scripts/setup.sh lint
+
+clean: ## remove what was built
+	rm -rf bin out
