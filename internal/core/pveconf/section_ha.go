@@ -1,0 +1,174 @@
+package pveconf
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"sauh.dev/sauh/internal/core/model"
+)
+
+// HAState is the state that a person asked for an HA resource.
+type HAState string
+
+// The states of ha/resources.cfg. "enabled" is read as started.
+const (
+	HAStarted  HAState = "started"  // runs; restarted in place, and elsewhere when its node is lost
+	HAStopped  HAState = "stopped"  // does not run; moves when its node is lost, so that it can be started
+	HADisabled HAState = "disabled" // does not run and does not move
+	HAIgnored  HAState = "ignored"  // as if it were no HA resource
+)
+
+// HAResource is one section of ha/resources.cfg.
+type HAResource struct {
+	Type string // "vm"
+	ID   string // as it stands in the file, "100"
+	VMID model.VMID
+	// State is what was asked for; a section without one means started.
+	State HAState
+	// MaxRestart and MaxRelocate count tries on one node and on other nodes; both are 1 where the file says nothing.
+	MaxRestart, MaxRelocate int
+	// Failback is true where the file says nothing.
+	Failback bool
+	Comment  string
+	// Unsupported says why Sauh cannot take care of it, "" if it can. Such a section is kept as it is.
+	Unsupported string
+	// Section is where it came from; it keeps order, comments and unknown keys.
+	Section Section
+}
+
+// SID is the resource's name, "vm:100".
+func (r HAResource) SID() string { return r.Type + ":" + r.ID }
+
+// ParseSID reads the name of an HA resource, "vm:100" or, as Proxmox VE allows, "100".
+func ParseSID(sid string) (model.VMID, error) {
+	id, err := model.ParseVMID(strings.TrimPrefix(sid, "vm:"))
+	if err != nil {
+		return 0, model.Invalidf("sid", "%q is no HA resource: use vm:<guest id>, such as vm:100", sid)
+	}
+	return id, nil
+}
+
+// NewHAResource is a resource as `ha add` makes it.
+func NewHAResource(id model.VMID, state HAState) HAResource {
+	return HAResource{Type: "vm", ID: id.String(), VMID: id, State: state, MaxRestart: 1, MaxRelocate: 1, Failback: true}
+}
+
+// ParseHAResources reads ha/resources.cfg. Resources of another type than vm are
+// returned with Unsupported set; what is wrong is an *model.InvalidError with its line.
+func ParseHAResources(text []byte) ([]HAResource, error) {
+	f, err := ParseSections(text)
+	if err != nil {
+		return nil, err
+	}
+	var out []HAResource
+	for _, s := range f.Sections {
+		r, err := HAResourceFromSection(s)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+// HAResourceFromSection reads one section of ha/resources.cfg; errors as ParseHAResources.
+func HAResourceFromSection(s Section) (HAResource, error) {
+	r := HAResource{Type: s.Type, ID: s.ID, Section: s}
+	if s.Type != "vm" {
+		r.Unsupported = fmt.Sprintf("resource type %q is not supported by this version: only vm is", s.Type)
+		return r, nil
+	}
+	var err error
+	if r.VMID, err = model.ParseVMID(s.ID); err != nil {
+		return HAResource{}, invalidLine(s.Line, "vm", "%q is not a guest id: use a number from %d to %d", s.ID, model.MinVMID, model.MaxVMID)
+	}
+	if r.State, err = haState(s); err != nil {
+		return HAResource{}, err
+	}
+	if r.MaxRestart, err = s.count("max_restart"); err != nil {
+		return HAResource{}, err
+	}
+	if r.MaxRelocate, err = s.count("max_relocate"); err != nil {
+		return HAResource{}, err
+	}
+	if r.Failback, err = s.boolean("failback", true); err != nil {
+		return HAResource{}, err
+	}
+	r.Comment, _ = s.Get("comment")
+	return r, nil
+}
+
+func haState(s Section) (HAState, error) {
+	v, ok := s.Get("state")
+	if !ok || v == "enabled" {
+		return HAStarted, nil
+	}
+	states := []HAState{HAStarted, HAStopped, HADisabled, HAIgnored}
+	if !slices.Contains(states, HAState(v)) {
+		return "", s.invalid("state", "%q is not allowed: use started, stopped, disabled or ignored", v)
+	}
+	return HAState(v), nil
+}
+
+// count reads a number of tries; 1 where nothing stands, as in Proxmox VE.
+func (s Section) count(key string) (int, error) {
+	v, ok := s.Get(key)
+	if !ok {
+		return 1, nil
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 0 {
+		return 0, s.invalid(key, "%q is not a number of tries: use 0 or more", v)
+	}
+	return n, nil
+}
+
+// PrintHAResources writes ha/resources.cfg from the resources' fields; lines whose meaning did not change stay
+// as they are. Comments after the last section are dropped: who wants to keep them edits the SectionFile.
+func PrintHAResources(resources []HAResource) ([]byte, error) {
+	var f SectionFile
+	for _, r := range resources {
+		s, err := r.section()
+		if err != nil {
+			return nil, err
+		}
+		f.Sections = append(f.Sections, s)
+	}
+	return f.Print()
+}
+
+// section writes the fields that differ from those in r.Section back into it, and validates the result.
+func (r HAResource) section() (Section, error) {
+	s := r.Section
+	s.Type, s.ID = r.Type, r.ID
+	if r.Type != "vm" {
+		return s, nil
+	}
+	var old HAResource
+	if read, err := HAResourceFromSection(s); err == nil {
+		old = read
+	}
+	if r.State != old.State || s.Line == 0 {
+		s = s.With("state", string(r.State))
+	}
+	if r.MaxRestart != old.MaxRestart {
+		s = s.With("max_restart", strconv.Itoa(r.MaxRestart))
+	}
+	if r.MaxRelocate != old.MaxRelocate {
+		s = s.With("max_relocate", strconv.Itoa(r.MaxRelocate))
+	}
+	if r.Failback != old.Failback {
+		s = s.With("failback", digit(r.Failback))
+	}
+	switch {
+	case r.Comment == old.Comment:
+	case r.Comment == "":
+		s = s.Without("comment")
+	default:
+		s = s.With("comment", r.Comment)
+	}
+	_, err := HAResourceFromSection(s)
+	return s, err
+}
