@@ -25,15 +25,15 @@ type Options struct {
 	// Logger gets one line for each answer of 500 and above; nil discards them.
 	Logger *slog.Logger
 	// Local says that a request came over the unix socket that only root can open,
-	// and so needs no certificate. nil asks the mark that [ConnContext] leaves.
+	// and so needs no certificate. nil asks the mark that [LocalConnContext] leaves.
 	Local func(*http.Request) bool
 }
 
 type localKey struct{}
 
-// ConnContext marks connections of a unix socket as local. Set it as ConnContext of
+// LocalConnContext marks connections of a unix socket as local. Set it as ConnContext of
 // the http.Server that serves the handler; the socket's file mode decides who may connect.
-func ConnContext(ctx context.Context, c net.Conn) context.Context {
+func LocalConnContext(ctx context.Context, c net.Conn) context.Context {
 	if _, unix := c.(*net.UnixConn); unix {
 		return context.WithValue(ctx, localKey{}, true)
 	}

@@ -1,0 +1,174 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"sauh.dev/sauh/internal/api"
+	"sauh.dev/sauh/internal/core/model"
+)
+
+// Guests lists the guests of the whole cluster.
+func (c *Client) Guests(ctx context.Context) (list []model.Guest, err error) {
+	return list, c.get(ctx, "/sauh/guests", nil, &list)
+}
+
+// Guest finds one guest, wherever it is. model.ErrNotFound if there is none.
+func (c *Client) Guest(ctx context.Context, id model.VMID) (model.Guest, error) {
+	list, err := c.Guests(ctx)
+	if err != nil {
+		return model.Guest{}, err
+	}
+	for _, g := range list {
+		if g.VMID == id {
+			return g, nil
+		}
+	}
+	return model.Guest{}, model.Errorf(model.ErrNotFound, "guest %d does not exist: 'sauh vm list' shows those that do", id)
+}
+
+// NextID is the lowest free guest id.
+func (c *Client) NextID(ctx context.Context) (model.VMID, error) {
+	var s string
+	if err := c.get(ctx, "/cluster/nextid", nil, &s); err != nil {
+		return 0, err
+	}
+	return model.ParseVMID(s)
+}
+
+// GuestStatus is the state of a guest as its node sees it.
+type GuestStatus struct {
+	VMID      model.VMID `json:"vmid"`
+	Name      string     `json:"name,omitempty"`
+	Node      string     `json:"node"`
+	Status    string     `json:"status"`
+	QMPStatus string     `json:"qmpstatus,omitempty"`
+	Lock      string     `json:"lock,omitempty"`
+	PID       int        `json:"pid,omitempty"`
+	CPUs      int        `json:"cpus"`
+	MaxMemory int64      `json:"maxmem"` // bytes
+	Uptime    int64      `json:"uptime"` // seconds
+	HA        struct {
+		Managed int    `json:"managed"`
+		State   string `json:"state,omitempty"`
+	} `json:"ha"`
+}
+
+// GuestStatus asks a guest's node for its state.
+func (c *Client) GuestStatus(ctx context.Context, node string, id model.VMID) (st GuestStatus, err error) {
+	err = c.get(ctx, guestPath(node, id)+"/status/current", nil, &st)
+	st.Node = node
+	return st, err
+}
+
+func guestPath(node string, id model.VMID) string {
+	return "/nodes/" + esc(node) + "/qemu/" + id.String()
+}
+
+// CreateGuest starts a task on node that makes a guest of keys in the Proxmox VE form.
+func (c *Client) CreateGuest(ctx context.Context, node string, r api.CreateGuestRequest) (upid string, err error) {
+	v := url.Values{"vmid": {r.VMID.String()}}
+	for k, val := range r.Params {
+		v.Set(k, val)
+	}
+	if r.Start {
+		v.Set("start", "1")
+	}
+	return upid, c.post(ctx, "/nodes/"+esc(node)+"/qemu", v, &upid)
+}
+
+// GuestConfig returns a guest's configuration as text, and its digest.
+func (c *Client) GuestConfig(ctx context.Context, node string, id model.VMID) (api.GuestConfig, error) {
+	var raw map[string]json.RawMessage
+	if err := c.get(ctx, guestPath(node, id)+"/config", nil, &raw); err != nil {
+		return api.GuestConfig{}, err
+	}
+	cfg := api.GuestConfig{Values: map[string]string{}, Node: node}
+	for k, v := range raw {
+		s := string(v)
+		if strings.HasPrefix(s, `"`) {
+			if err := json.Unmarshal(v, &s); err != nil {
+				return cfg, fmt.Errorf("decode %s of guest %d: %w", k, id, err)
+			}
+		}
+		if k == "digest" {
+			cfg.Digest = s
+			continue
+		}
+		cfg.Values[k] = s
+	}
+	return cfg, nil
+}
+
+// SetGuestConfig changes and deletes keys; digest "" skips the check.
+func (c *Client) SetGuestConfig(ctx context.Context, node string, id model.VMID, set map[string]string, del []string, digest string) error {
+	v := values("delete", strings.Join(del, ","), "digest", digest)
+	for k, val := range set {
+		v.Set(k, val)
+	}
+	return c.put(ctx, guestPath(node, id)+"/config", v, nil)
+}
+
+// DestroyGuest deletes a guest and its volumes; purge also takes it out of high availability.
+func (c *Client) DestroyGuest(ctx context.Context, node string, id model.VMID, purge bool) (upid string, err error) {
+	return upid, c.del(ctx, guestPath(node, id), values("purge", b01(purge)), &upid)
+}
+
+// StartGuest starts a guest.
+func (c *Client) StartGuest(ctx context.Context, node string, id model.VMID) (upid string, err error) {
+	return upid, c.post(ctx, guestPath(node, id)+"/status/start", nil, &upid)
+}
+
+// StopGuest stops a guest at once, as if its power was cut.
+func (c *Client) StopGuest(ctx context.Context, node string, id model.VMID) (upid string, err error) {
+	return upid, c.post(ctx, guestPath(node, id)+"/status/stop", nil, &upid)
+}
+
+// ShutdownGuest asks a guest to shut down and, with force, stops it after timeout.
+func (c *Client) ShutdownGuest(ctx context.Context, node string, id model.VMID, timeout time.Duration, force bool) (upid string, err error) {
+	v := values("timeout", strconv.FormatInt(int64(timeout/time.Second), 10), "forceStop", b01(force))
+	return upid, c.post(ctx, guestPath(node, id)+"/status/shutdown", v, &upid)
+}
+
+// MigrateGuest moves a guest to target, while it runs if online.
+func (c *Client) MigrateGuest(ctx context.Context, node string, id model.VMID, target string, online bool) (upid string, err error) {
+	return upid, c.post(ctx, guestPath(node, id)+"/migrate", values("target", target, "online", b01(online)), &upid)
+}
+
+// Console connects to a guest's serial port until ctx is done; the caller closes it. Reads
+// return io.EOF when the guest's end was closed.
+func (c *Client) Console(ctx context.Context, node string, id model.VMID) (io.ReadWriteCloser, error) {
+	ws, resp, err := websocket.Dial(ctx, c.base+api.Prefix+"/sauh"+guestPath(node, id)+"/console",
+		&websocket.DialOptions{HTTPClient: c.http, Subprotocols: []string{"binary"}})
+	if err != nil {
+		if resp != nil && resp.StatusCode >= http.StatusBadRequest {
+			b, _ := io.ReadAll(resp.Body) // the phrase of the status line is enough without it
+			return nil, refusal(resp, b)
+		}
+		return nil, c.broken(ctx, err)
+	}
+	ws.SetReadLimit(-1)
+	return console{websocket.NetConn(ctx, ws, websocket.MessageBinary)}, nil
+}
+
+// console makes every orderly or broken end of the far side an end of file.
+type console struct{ io.ReadWriteCloser }
+
+func (c console) Read(p []byte) (int, error) {
+	n, err := c.ReadWriteCloser.Read(p)
+	var closed websocket.CloseError
+	if errors.As(err, &closed) {
+		err = io.EOF
+	}
+	return n, err
+}
