@@ -29,8 +29,8 @@ import (
 // ErrMissing: a program or a package that building needs is not there.
 var ErrMissing = errors.New("cannot build the probe guest's image")
 
-// formatVersion is part of every image's name; raise it when the builder changes what it writes.
-const formatVersion = "1"
+// formatVersion is part of the name of every image and kernel; raise it when the builder changes what it writes.
+const formatVersion = "2"
 
 // DefaultCacheDir is where kernels and images are kept if Options do not say otherwise.
 const DefaultCacheDir = "/var/cache/sauh/lab"

@@ -64,7 +64,7 @@ func (k *kernel) vmlinuz() string { return filepath.Join(k.dir, "vmlinuz") }
 
 // fetch downloads the package and keeps kernel and modules of it under cache, unless they are there.
 func (k *kernel) fetch(ctx context.Context, cache string) error {
-	k.dir = filepath.Join(cache, "kernel-"+k.pkg+"_"+strings.ReplaceAll(k.version, ":", "."))
+	k.dir = filepath.Join(cache, "kernel-"+formatVersion+"-"+k.pkg+"_"+strings.ReplaceAll(k.version, ":", "."))
 	if _, err := os.Stat(k.dir); err == nil {
 		return nil
 	}
