@@ -62,10 +62,11 @@ type SetStatus struct {
 }
 
 // Acknowledge puts a guest under the guard: the agent has the guard protect it, waits until that is confirmed, and then writes
-// protected/<vmid> = {this node} comparing Revision and the guest's file. The agent must not start the guest in between: it
+// protected/<vmid> = {Node} comparing Revision and the guest's file. The agent must not start the guest in between: it
 // holds the guest's lock from before until after.
 type Acknowledge struct {
 	VMID                     model.VMID
+	Node                     string // this node
 	Revision, ConfigRevision int64
 	// Written: the record stands already, only the guard does not have the guest. Then nothing is written.
 	Written bool
@@ -179,11 +180,11 @@ func (a SetStatus) Compares() []Compare {
 	return []Compare{{model.HAStatusPrefix + a.VMID.SID(), a.IfRevision}}
 }
 
-// Compares of the acknowledgement by node self; no transaction if it is Written.
-func (a Acknowledge) Compares(self string) []Compare {
+// Compares of the acknowledgement; nothing is written if it is Written.
+func (a Acknowledge) Compares() []Compare {
 	return []Compare{
 		{model.ProtectedPrefix + a.VMID.String(), a.Revision},
-		{model.GuestConfigKey(self, a.VMID), a.ConfigRevision},
+		{model.GuestConfigKey(a.Node, a.VMID), a.ConfigRevision},
 	}
 }
 

@@ -8,27 +8,49 @@ import (
 // ledger remembers which actions are under way, so that none is given out twice.
 type ledger struct {
 	flying  map[string]Action        // given out, not answered
-	settled map[string]Action        // done; given out again only if it differs, that is, once the view shows more
+	settled map[string]settled       // carried out, and no view shows it yet
 	retryAt map[string]time.Duration // failed; not before
 }
 
+// settled is a transaction that was committed.
+type settled struct {
+	action   Action
+	revision int64
+}
+
 func newLedger() ledger {
-	return ledger{make(map[string]Action), make(map[string]Action), make(map[string]time.Duration)}
+	return ledger{make(map[string]Action), make(map[string]settled), make(map[string]time.Duration)}
 }
 
 func (l ledger) clone() ledger {
 	return ledger{maps.Clone(l.flying), maps.Clone(l.settled), maps.Clone(l.retryAt)}
 }
 
-func (l ledger) done(a Action) {
-	delete(l.flying, a.Key())
-	delete(l.retryAt, a.Key())
-	l.settled[a.Key()] = a
+func (l ledger) done(ev ActionDone) {
+	key := ev.Action.Key()
+	delete(l.flying, key)
+	delete(l.retryAt, key)
+	if ev.Revision > 0 {
+		l.settled[key] = settled{ev.Action, ev.Revision}
+	}
 }
 
 func (l ledger) failed(a Action, retryAt time.Duration) {
 	delete(l.flying, a.Key())
 	l.retryAt[a.Key()] = retryAt
+}
+
+// caughtUp forgets what a view of this revision shows.
+func (l ledger) caughtUp(revision int64) {
+	maps.DeleteFunc(l.settled, func(_ string, s settled) bool { return s.revision <= revision })
+}
+
+// pending is the action under this key that a view does not show yet, nil if there is none.
+func (l ledger) pending(key string) Action {
+	if a, ok := l.flying[key]; ok {
+		return a
+	}
+	return l.settled[key].action
 }
 
 // outbox collects the actions of one Step and notes them in the ledger.
@@ -39,19 +61,17 @@ type outbox struct {
 	next time.Duration // 0: no wake
 }
 
-// add gives a out, unless one like it is under way, was just done, or failed a moment ago.
+// add gives a out, unless one like it is under way, is not in the view yet, or failed a moment ago.
 func (o *outbox) add(a Action) {
-	if _, ok := o.flying[a.Key()]; ok {
+	key := a.Key()
+	if o.pending(key) != nil {
 		return
 	}
-	if at, ok := o.retryAt[a.Key()]; ok && o.now < at {
+	if at, ok := o.retryAt[key]; ok && o.now < at {
 		o.wake(at)
 		return
 	}
-	if settled, ok := o.settled[a.Key()]; ok && sameFacts(settled, a) {
-		return
-	}
-	o.flying[a.Key()] = a
+	o.flying[key] = a
 	o.list = append(o.list, a)
 }
 
@@ -68,24 +88,4 @@ func (o *outbox) actions() []Action {
 		return append(o.list, Wake{o.next})
 	}
 	return o.list
-}
-
-// sameFacts reports whether two actions compare the same revisions, so that the second would fail after the first.
-func sameFacts(a, b Action) bool {
-	type comparer interface{ Compares() []Compare }
-	ca, ok := a.(comparer)
-	cb, ok2 := b.(comparer)
-	if !ok || !ok2 {
-		return false
-	}
-	fa, fb := ca.Compares(), cb.Compares()
-	if len(fa) != len(fb) {
-		return false
-	}
-	for i := range fa {
-		if fa[i] != fb[i] {
-			return false
-		}
-	}
-	return true
 }

@@ -39,9 +39,10 @@ func (s State) Step(now time.Duration, ev Event) (State, []Action) {
 	switch ev := ev.(type) {
 	case View:
 		s.view, s.seen, s.ready = ev, now, true
+		s.ledger.caughtUp(ev.Revision)
 	case ActionDone:
-		s.ledger.done(ev.Action)
-		if t, ok := ev.Action.(TakeManager); ok && t.IfRevision == s.view.ManagerRevision {
+		s.ledger.done(ev)
+		if t, ok := ev.Action.(TakeManager); ok && ev.Revision > s.view.Revision {
 			s.view.Manager, s.view.ManagerRevision = t.Manager, ev.Revision
 		}
 	case ActionFailed:
@@ -135,12 +136,8 @@ func (d *decision) manage() {
 		if m.Name == d.self || m.LiveRevision == 0 || m.Live.Fenced {
 			continue
 		}
-		guests := plan.lost[m.Name]
-		switch {
-		case !m.MayTake && len(guests) > 0 && d.silence(m) >= d.p.Suspect:
-			d.out.wake(d.now + d.p.Poll)
-		case m.MayTake:
-			d.cut(m, guests)
+		if m.MayTake {
+			d.cut(m, plan.lost[m.Name])
 		}
 	}
 	for _, g := range plan.fenced {
@@ -187,6 +184,9 @@ type plan struct {
 func (d *decision) plan() plan {
 	p := plan{lost: make(map[string][]placed)}
 	requests, guests := d.requests(&p)
+	if len(requests) == 0 {
+		return p
+	}
 	for _, pl := range place.Plan(requests, d.cluster()) {
 		g := placed{guests[pl.Request.VMID], pl.Node, place.Explain(pl.Verdicts)}
 		m, _ := d.member(g.guest.Node)
@@ -212,17 +212,25 @@ func (d *decision) requests(p *plan) ([]place.Request, map[model.VMID]Guest) {
 			continue
 		}
 		m, member := d.member(g.Node)
+		taken := m.Live.Fenced || m.MayTake
 		switch {
-		case member && (m.LiveRevision == 0 || !d.lostNode(m)):
 		case !member:
-			p.stuck = append(p.stuck, placed{guest: g, reason: cannot(g, "%s is no member of the cluster: move the file by hand", g.Node)})
-		case d.view.Protected[g.VMID].Node != g.Node:
-			if m.Live.Fenced || m.MayTake {
-				p.stuck = append(p.stuck, placed{guest: g, reason: cannot(g, "not under guard on %s", g.Node)})
-			}
-		default:
+			p.stuck = append(p.stuck, placed{guest: g, reason: cannot(g, "%s is no member of the cluster, so its file must be moved by hand", g.Node)})
+			continue
+		case m.LiveRevision == 0:
+			continue
+		case !taken && d.silence(m) < d.p.Suspect:
+			d.out.wake(d.now + d.p.Suspect - d.silence(m))
+			continue
+		case !taken:
+			d.out.wake(d.now + d.p.Poll)
+		}
+		switch {
+		case d.view.Protected[g.VMID].Node == g.Node:
 			guests[g.VMID] = g
 			requests = append(requests, place.Request{VMID: g.VMID, MemoryMiB: g.MemoryMiB, Storages: g.Storages})
+		case taken:
+			p.stuck = append(p.stuck, placed{guest: g, reason: cannot(g, "not under guard on %s", g.Node)})
 		}
 	}
 	return requests, guests
@@ -232,11 +240,6 @@ func cannot(g Guest, format string, args ...any) string {
 	return g.VMID.SID() + " cannot be taken over: " + fmt.Sprintf(format, args...)
 }
 
-// lostNode: its guests must be thought of.
-func (d *decision) lostNode(m Member) bool {
-	return m.Live.Fenced || m.MayTake || d.silence(m) >= d.p.Suspect
-}
-
 // moved: a Move of this very file is under way, or was carried out and the view does not show it yet.
 func (d *decision) moved(g Guest) bool {
 	_, ok := d.movedTo(g)
@@ -244,13 +247,8 @@ func (d *decision) moved(g Guest) bool {
 }
 
 func (d *decision) movedTo(g Guest) (string, bool) {
-	key := Move{VMID: g.VMID}.Key()
-	for _, a := range []Action{d.ledger.flying[key], d.ledger.settled[key]} {
-		if m, ok := a.(Move); ok && m.From == g.Node && m.ConfigRevision == g.Revision {
-			return m.To, true
-		}
-	}
-	return "", false
+	m, ok := d.ledger.pending(Move{VMID: g.VMID}.Key()).(Move)
+	return m.To, ok && m.From == g.Node && m.ConfigRevision == g.Revision
 }
 
 // cluster is the view as the placement needs it.

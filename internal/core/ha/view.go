@@ -112,10 +112,12 @@ type StatusRecord struct {
 	Revision int64
 }
 
-// View is an event: all that the manager looks at. Its records come from one revision of the store, or
-// at least none is older than those listed before it: Members, Guests, Protected, Intents.
+// View is an event: all that the manager looks at. The agent feeds one whenever
+// something in it changed, and when a Wake is due.
 type View struct {
-	Quorate bool
+	// Revision of the store that the view shows; no record in it is older.
+	Revision int64
+	Quorate  bool
 	// Manager and ManagerRevision are ha/manager; revision 0 means that there is none.
 	Manager         model.Manager
 	ManagerRevision int64
@@ -129,9 +131,12 @@ type View struct {
 	Statuses  map[model.VMID]StatusRecord
 }
 
-// LocalView is an event: all that a node's worker looks at. The records come from one revision of the store.
+// LocalView is an event: all that a node's worker looks at. The agent feeds one whenever something in it changed, when a
+// Wake is due, and after each answer that it fed; that one is made after the action was carried out.
 type LocalView struct {
-	Quorate bool
+	// Revision of the store that the view shows; no record in it is older, and Fenced is not older than Guests.
+	Revision int64
+	Quorate  bool
 	// LeaseValid: this node is registered with its current epoch and its lease is not over.
 	LeaseValid bool
 	// Guests are those under this node's path.
@@ -142,7 +147,7 @@ type LocalView struct {
 	Statuses  map[model.VMID]StatusRecord
 	// Fenced maps each member whose live record has Fenced set to the record's epoch.
 	Fenced map[string]uint64
-	// Processes are the QEMUs on this machine, whoever's guest they are.
+	// Processes are the QEMUs on this machine, whosever guest they are.
 	Processes map[model.VMID]Process
 	// Busy maps a guest to the task on this node that has it in hand (a migration, a person's start or stop). The worker
 	// leaves it alone meanwhile.
@@ -174,7 +179,7 @@ type Tick struct{}
 // ActionDone says that an action was carried out.
 type ActionDone struct {
 	Action Action
-	// Revision is that of the transaction, where the action is one.
+	// Revision is that of the transaction, 0 where the action is none. What it wrote is awaited in a view of this revision or a later one.
 	Revision int64
 }
 
