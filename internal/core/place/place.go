@@ -110,8 +110,15 @@ func judge(r Request, n Node, l load, reserveMiB int64) Verdict {
 	v.OK = true
 	v.Guests = l.guests
 	v.LoadPercent = 100 * float64(l.usedMiB+r.MemoryMiB) / float64(n.MemoryMiB)
-	v.Reason = fmt.Sprintf("%s has %d other guests and would have %.0f %% of its memory configured", n.Name, l.guests, v.LoadPercent)
+	v.Reason = fmt.Sprintf("%s has %s and would have %.0f %% of its memory configured", n.Name, otherGuests(l.guests), v.LoadPercent)
 	return v
+}
+
+func otherGuests(n int) string {
+	if n == 1 {
+		return "1 other guest"
+	}
+	return fmt.Sprintf("%d other guests", n)
 }
 
 // load is the configured memory and the number of a node's guests.
