@@ -1,0 +1,58 @@
+//go:debug multipathtcp=1
+
+// Sauh turns three or more Linux machines into a private cloud. This program is all of it: the node's agent, the
+// fencing guard, the command line and the laboratory, told apart by the first argument. Every connection that it
+// makes or accepts speaks multipath TCP where the kernel does, so that a cut link costs no connection.
+//
+// Here stands only what a program must do once: read the environment, turn signals into a context, choose the
+// exit status. Start reading at internal/cli.
+package main
+
+import (
+	"cmp"
+	"context"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"sauh.dev/sauh/internal/cli"
+	"sauh.dev/sauh/internal/core/model"
+)
+
+// Set by the linker: -X main.version=… -X main.commit=…
+var (
+	version string //nolint:gochecknoglobals // the linker can set nothing else
+	commit  string //nolint:gochecknoglobals // the linker can set nothing else
+)
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
+	m := &cli.Main{
+		Version: buildVersion(),
+		Stdin:   os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		Getenv: os.Getenv, Now: time.Now,
+	}
+	return m.Run(ctx, os.Args[1:])
+}
+
+// buildVersion is what the linker was told, or else what the Go tool noted.
+func buildVersion() model.Version {
+	v := model.Version{Version: version, Commit: commit, Go: runtime.Version()}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		v.Version = cmp.Or(v.Version, info.Main.Version)
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				v.Commit = cmp.Or(v.Commit, s.Value)
+			}
+		}
+	}
+	v.Version, v.Commit = cmp.Or(v.Version, "unknown"), cmp.Or(v.Commit, "unknown")
+	return v
+}

@@ -1,0 +1,62 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+)
+
+func (m *Main) versionCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "version", Short: "Print version, commit and Go of this program", Example: "  sauh version --output json", Args: takes(),
+	}
+	out := m.outputFlag(cmd)
+	cmd.RunE = func(*cobra.Command, []string) error {
+		v := m.Version
+		return out.print(map[string]string{"version": v.Version, "commit": v.Commit, "go": v.Go}, func(w io.Writer) {
+			fmt.Fprintf(w, "sauh %s\ncommit %s\n%s\n", v.Version, v.Commit, v.Go)
+		})
+	}
+	return cmd
+}
+
+func (m *Main) agentCommand() *cobra.Command {
+	config := "/etc/sauh/agent.json"
+	cmd := &cobra.Command{
+		Use: "agent", Short: "Run this node's agent until it is told to end",
+		Long: "The agent is a member of the cluster's store, runs this node's guests and serves the API.\n" +
+			"Guests run on when it ends, and are adopted when it starts again.",
+		Example: "  sauh agent --config /etc/sauh/agent.json", Args: takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if m.Agent == nil {
+				return errors.New("this program was built without the agent")
+			}
+			return m.Agent(cmd.Context(), config)
+		},
+	}
+	cmd.Flags().StringVar(&config, "config", config, "the node's name, addresses and bridge")
+	return cmd
+}
+
+func (m *Main) guardCommand() *cobra.Command {
+	o := GuardOptions{Socket: "/run/sauh/guard.sock", Watchdog: "/dev/watchdog", CgroupRoot: "/sys/fs/cgroup"}
+	cmd := &cobra.Command{
+		Use: "guard", Short: "Run this node's fencing guard until it is told to end",
+		Long: "The guard freezes the protected guests when this node's lease ends, and alone feeds the hardware watchdog.\n" +
+			"Killing it resets the machine, unless the watchdog is none.",
+		Example: "  sauh guard --watchdog none", Args: takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if m.Guard == nil {
+				return errors.New("this program was built without the guard")
+			}
+			return m.Guard(cmd.Context(), o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.Socket, "socket", o.Socket, "where the agent reaches the guard")
+	f.StringVar(&o.Watchdog, "watchdog", o.Watchdog, "watchdog device, or none")
+	f.StringVar(&o.CgroupRoot, "cgroup-root", o.CgroupRoot, "where cgroup v2 is mounted")
+	return cmd
+}

@@ -1,0 +1,88 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"sauh.dev/sauh/internal/api"
+	"sauh.dev/sauh/internal/client"
+	"sauh.dev/sauh/internal/core/units"
+)
+
+func (m *Main) nodeCommand() *cobra.Command {
+	return group("node", "Show nodes", "  sauh node list\n  sauh node status n2", m.nodeList(), m.nodeStatus())
+}
+
+func (m *Main) nodeList() *cobra.Command {
+	cmd := &cobra.Command{Use: "list", Short: "List the cluster's nodes with their load", Example: "  sauh node list", Args: takes()}
+	out := m.outputFlag(cmd)
+	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+		nodes, err := c.Nodes(ctx)
+		if err != nil {
+			return err
+		}
+		return out.print(nodes, func(w io.Writer) {
+			rows := [][]string{{"NODE", "STATUS", "CPU", "CPUS", "MEMORY", "OF", "UPTIME"}}
+			for _, n := range nodes {
+				cpu, mem, of := "", "", ""
+				if n.CPUs > 0 { // it answered
+					cpu, mem, of = units.FormatPercent(n.CPU), units.FormatBytes(n.Memory), units.FormatBytes(n.MaxMemory)
+				}
+				rows = append(rows, []string{n.Node, n.Status, cpu, number(n.CPUs), mem, of, seconds(n.UptimeSec)})
+			}
+			table(w, rows...)
+		})
+	})
+	return cmd
+}
+
+func (m *Main) nodeStatus() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "status [NODE]", Short: "Show what a node knows of itself, its guard included", Example: "  sauh node status n2",
+		Args: takesOptional(0, "NODE"),
+	}
+	out := m.outputFlag(cmd)
+	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+		node := client.LocalNode
+		if len(args) > 0 {
+			node = args[0]
+		}
+		in, err := c.NodeInfo(ctx, node)
+		if err != nil {
+			return err
+		}
+		return out.print(in, func(w io.Writer) { printNode(w, in) })
+	})
+	return cmd
+}
+
+func printNode(w io.Writer, in api.NodeInfo) {
+	accel := in.Accel
+	if in.AccelReason != "" {
+		accel += " (" + in.AccelReason + ")"
+	}
+	facts(w, "Node", in.Node, "Uptime", seconds(in.UptimeSec), "CPU", fmt.Sprintf("%s of %d", units.FormatPercent(in.CPU), in.CPUs),
+		"Memory", units.FormatBytes(in.MemoryUsed)+" of "+units.FormatBytes(in.MemoryTotal), "Sauh", in.Version, "QEMU", in.QEMU,
+		"Acceleration", accel, "Agent's process", number(in.AgentPID), "Cluster member", yesNo(in.ClusterMember))
+	g := in.Guard
+	if !g.Connected {
+		facts(w, "Guard", "does not answer: this node can run no protected guests; start it with 'systemctl start sauh-guard' or 'sauh guard'")
+		return
+	}
+	lease := "passed " + (-time.Duration(g.LeaseMS) * time.Millisecond).String() + " ago"
+	if g.LeaseMS >= 0 {
+		lease = (time.Duration(g.LeaseMS) * time.Millisecond).String()
+	}
+	watchdog := g.Watchdog
+	if g.WatchdogSec > 0 {
+		watchdog += ", " + seconds(int64(g.WatchdogSec))
+	}
+	facts(w, "Guard", "connected", "Epoch", strconv.FormatUint(g.Epoch, 10), "Lease", lease, "Watchdog", watchdog,
+		"Frozen guests", strings.Join(g.Frozen, ", "))
+}
