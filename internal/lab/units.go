@@ -1,0 +1,140 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sauh.dev/sauh/internal/sys"
+)
+
+// restartDelay is RestartSec=1 of the units as they are installed.
+const restartDelay = time.Second
+
+const logDir = "/var/log/sauh"
+
+// units runs a node's services as systemd would: each in a session and a cgroup
+// of its own, with its output in /var/log/sauh; what a service leaves behind in
+// its cgroup is killed when its main process ends.
+type units struct {
+	list   []Unit
+	reaper *sys.Reaper
+	log    *log.Logger
+	// first has the end of each unit's first process, in the order of list.
+	first []<-chan unix.WaitStatus
+}
+
+func startUnits(list []Unit, r *sys.Reaper) (*units, error) {
+	f, err := openLog("init")
+	if err != nil {
+		return nil, err
+	}
+	u := &units{list: list, reaper: r, log: log.New(f, "", log.LstdFlags|log.Lmicroseconds)}
+	for _, unit := range list {
+		ch, err := u.start(unit)
+		if err != nil {
+			return nil, err
+		}
+		u.first = append(u.first, ch)
+	}
+	return u, nil
+}
+
+func openLog(name string) (*os.File, error) {
+	return os.OpenFile(filepath.Join(logDir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+}
+
+// run reaps and restarts until ctx is done; the machine usually ends first.
+func (u *units) run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	for i, unit := range u.list {
+		wg.Go(func() { u.watch(ctx, unit, u.first[i]) })
+	}
+	u.reaper.Run(ctx)
+	wg.Wait()
+	return ctx.Err()
+}
+
+// watch follows one unit from end to restart.
+func (u *units) watch(ctx context.Context, unit Unit, ended <-chan unix.WaitStatus) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case st := <-ended:
+			u.log.Printf("%s ended: %s", unit.Name, describe(st))
+		}
+		if err := sys.Cgroup(unitCgroup(unit)).Kill(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			u.log.Printf("kill the rest of %s: %v", unit.Name, err)
+		}
+		if !unit.Restart {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(restartDelay):
+		}
+		next, err := u.start(unit)
+		if err != nil {
+			u.log.Printf("start %s again: %v", unit.Name, err)
+			next = replay(unix.WaitStatus(1 << 8)) // exit status 1: try again after the delay
+		}
+		ended = next
+	}
+}
+
+func describe(st unix.WaitStatus) string {
+	if st.Signaled() {
+		return fmt.Sprintf("killed by signal %d", st.Signal())
+	}
+	return fmt.Sprintf("exit status %d", st.ExitStatus())
+}
+
+func unitCgroup(unit Unit) string {
+	return filepath.Join(roomCgroups, systemSlice, unit.Name+".service")
+}
+
+func (u *units) start(unit Unit) (<-chan unix.WaitStatus, error) {
+	path, err := exec.LookPath(unit.Argv[0])
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", unit.Name, err)
+	}
+	if err := os.MkdirAll(unitCgroup(unit), 0o755); err != nil {
+		return nil, fmt.Errorf("start %s: %w", unit.Name, err)
+	}
+	cgroup, err := os.Open(unitCgroup(unit))
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", unit.Name, err)
+	}
+	defer cgroup.Close()
+	out, err := openLog(unit.Name)
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", unit.Name, err)
+	}
+	defer out.Close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", unit.Name, err)
+	}
+	defer null.Close()
+	pid, ended, err := u.reaper.Start(path, unit.Argv, &os.ProcAttr{
+		Dir: "/", Env: initEnvironment(), Files: []*os.File{null, out, out},
+		Sys: &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(cgroup.Fd())},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", unit.Name, err)
+	}
+	u.log.Printf("%s started, pid %d", unit.Name, pid)
+	return ended, nil
+}
