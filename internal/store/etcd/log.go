@@ -5,9 +5,17 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+)
+
+// Without a quorum etcd repeats itself twice a second for as long as that lasts:
+// of each message the first three in logPeriod are written.
+const (
+	logPeriod = 10 * time.Second
+	logFirst  = 3
 )
 
 // slogCore writes what etcd logs through zap to a slog.Logger, from warnings up.
@@ -20,7 +28,20 @@ func newZap(to *slog.Logger) *zap.Logger {
 	if to == nil {
 		return zap.NewNop()
 	}
-	return zap.New(&slogCore{LevelEnabler: zapcore.WarnLevel, to: to.With("from", "etcd")})
+	core := &slogCore{LevelEnabler: zapcore.WarnLevel, to: to.With("from", "etcd")}
+	return zap.New(zapcore.NewSamplerWithOptions(core, logPeriod, logFirst, 0))
+}
+
+// isNoise: warnings about things that this package chose, and what etcd says of
+// listeners that Close has closed.
+func isNoise(message string) bool {
+	switch message {
+	case "Running http and grpc server on single port. This is not recommended for production.",
+		"simple token is not cryptographically signed",
+		"setting up serving from embedded etcd failed.":
+		return true
+	}
+	return false
 }
 
 // With implements zapcore.Core.
@@ -30,7 +51,7 @@ func (c *slogCore) With(fields []zapcore.Field) zapcore.Core {
 
 // Check implements zapcore.Core.
 func (c *slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	if c.Enabled(e.Level) {
+	if c.Enabled(e.Level) && !isNoise(e.Message) {
 		return ce.AddCore(e, c)
 	}
 	return ce

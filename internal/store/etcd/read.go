@@ -42,8 +42,8 @@ func (s *Server) read(ctx context.Context, key string, r store.Read, opts ...cli
 	total, cancel := context.WithTimeout(ctx, totalTimeout)
 	defer cancel()
 	for {
-		if s.ctx.Err() != nil {
-			return nil, store.ErrClosed
+		if ctx.Err() != nil || s.ctx.Err() != nil {
+			return nil, s.giveUp(ctx)
 		}
 		resp, err := s.client.KV.Get(total, key, opts...)
 		if err == nil {
