@@ -49,6 +49,8 @@ func ParseSections(text []byte) (SectionFile, error) {
 		line = strings.TrimRight(line, " \t\r")
 		switch {
 		case line == "":
+		case strings.ContainsRune(line, '\r'):
+			return SectionFile{}, invalidLine(i+1, "line", "has a carriage return inside: write one key and its value on each line")
 		case strings.HasPrefix(strings.TrimLeft(line, " \t"), "#"):
 			comments = append(comments, strings.TrimLeft(line, " \t"))
 		case line[0] == ' ' || line[0] == '\t':

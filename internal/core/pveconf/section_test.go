@@ -100,6 +100,7 @@ func TestWrongLinesAreNamedByNumberAndSentence(t *testing.T) {
 		{"option first", "\tpath /a\n", storages, `line 1: path: stands before the first section: put a line such as "dir: nas" above it`},
 		{"option twice", "dir: nas\n\tpath /a\n\tpath /b\n", storages, `line 3: path: stands already in line 2: remove one of the two`},
 		{"key", "dir: nas\n\t=path /a\n", storages, `line 2: key: "=path" is no key: use a letter, then letters, digits, '-' and '_'`},
+		{"carriage return", "vm: 100\n\tcomment a\rb\n", resources, `line 2: line: has a carriage return inside: write one key and its value on each line`},
 		{"section twice", "vm: 100\n\nvm: 100\n", resources, `line 3: section: vm: 100 stands already in line 1: remove one of the two`},
 		{"storage twice", "dir: nas\n\tpath /a\nnfs: nas\n", storages, `line 3: storage: nas stands already in line 1: give one of the two another name`},
 		{"storage name", "dir: -nas\n\tpath /a\n", storages, `line 1: storage: "-nas" is no storage name: use at least two letters, digits, '-', '_' and '.', a letter first and no sign last`},
