@@ -137,8 +137,10 @@ func resolveOwn(f Facts) Decision {
 		return Decision{StepNothing, VerdictHere, "the guest is here, paused as it was"}
 	case f.Refused >= maxRefused:
 		return Decision{Step: StepDestroy, Reason: "QEMU refuses to let the guest go on"}
-	default:
+	case f.QEMU == "paused" || f.QEMU == "postmigrate" || f.QEMU == "finish-migrate":
 		return Decision{Step: StepResume, Reason: "the guest is this node's own: letting it go on"}
+	default:
+		return Decision{StepNothing, VerdictHere, "the guest is here, " + f.QEMU}
 	}
 }
 

@@ -24,7 +24,7 @@ const totalRAM = 256 << 20
 // execute is the built-in behaviour of each command.
 func (q *QEMU) execute(command string, args json.RawMessage) (any, error) {
 	switch command {
-	case "qmp_capabilities", "announce-self", "system_powerdown", "quit":
+	case "qmp_capabilities", "announce-self", "system_powerdown", "quit", "qom-set":
 		return nil, nil
 	case "query-status":
 		q.room.mu.Lock()

@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"sync"
 
 	"sauh.dev/sauh/internal/qmp"
 )
