@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -82,21 +83,26 @@ func runServices(ctx context.Context, c Config, boot ledger.BootID, booted time.
 	}
 	defer tty.Close()
 
-	done := make(chan error, 4)
-	go func() { done <- g.Serve(ctx, listeners) }()
-	go func() { done <- watchPowerButton(ctx, stop) }()
-	fmt.Fprintf(tty, "%s %s %s\n", ReadyPrefix, c.Hostname, c.IP.Addr())
-	go func() { done <- g.Console(ctx, tty, stop) }()
-	go func() { done <- service.Open(time.Now, buffers[readBuffer:]) }()
-	for range cap(done) {
-		if err := <-done; err != nil {
+	say := func(err error) {
+		if err != nil && ctx.Err() == nil {
 			fmt.Fprintf(tty, "sauh-guest: %v\n", err)
 		}
-		if ctx.Err() != nil {
-			break
-		}
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { say(g.Serve(ctx, listeners)) })
+	buttons, err := openButtons()
+	say(err) // a guest without a button serves all the same
+	for _, f := range buttons {
+		wg.Go(func() { say(watchButton(ctx, f, stop)) })
+	}
+	wg.Go(func() { say(service.Open(time.Now, buffers[readBuffer:])) })
+	fmt.Fprintf(tty, "%s %s %s\n", ReadyPrefix, c.Hostname, c.IP.Addr())
+	if !c.Quiet {
+		wg.Go(func() { say(g.Console(ctx, tty, stop)) })
 	}
 	<-ctx.Done()
+	_ = tty.SetReadDeadline(time.Unix(1, 0)) // wakes the prompt
+	wg.Wait()
 	fmt.Fprintln(tty, "sauh-guest: power-off")
 	return nil
 }

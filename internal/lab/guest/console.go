@@ -22,9 +22,6 @@ const prompt = "sauh-guest> "
 // Console answers the few commands of the serial port until tty or ctx ends;
 // powerOff is called for the command of that name.
 func (g *Guest) Console(ctx context.Context, tty io.ReadWriter, powerOff func()) error {
-	if g.config.Quiet {
-		return nil
-	}
 	in := bufio.NewScanner(tty)
 	fmt.Fprint(tty, prompt)
 	for in.Scan() && ctx.Err() == nil {
@@ -60,28 +57,32 @@ const (
 	inputPower     = 116 // KEY_POWER
 )
 
-// watchPowerButton calls powerOff when the ACPI power button is pressed.
-func watchPowerButton(ctx context.Context, powerOff func()) error {
-	files, err := filepath.Glob("/dev/input/event*")
-	if err != nil || len(files) == 0 {
-		return errors.Join(errors.New("no input device: the power button does nothing"), err)
+// openButtons opens all input devices. The kernel keeps no event for later:
+// a button that is pressed before this returned is not seen.
+func openButtons() ([]*os.File, error) {
+	names, err := filepath.Glob("/dev/input/event*")
+	if err != nil || len(names) == 0 {
+		return nil, errors.Join(errors.New("no input device: the power button does nothing"), err)
 	}
-	done := make(chan error, len(files))
-	for _, name := range files {
+	var files []*os.File
+	for _, name := range names {
 		f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
 		if err != nil {
-			return fmt.Errorf("open input device: %w", err)
+			return files, fmt.Errorf("open input device: %w", err)
 		}
-		defer f.Close()
-		go func() { done <- readButton(f, powerOff) }()
+		files = append(files, f)
 	}
-	stop := context.AfterFunc(ctx, func() {
-		for range files {
-			done <- nil
-		}
-	})
-	defer stop()
-	return <-done
+	return files, nil
+}
+
+// watchButton calls powerOff when the ACPI power button is pressed. It returns when ctx is done, and closes f.
+func watchButton(ctx context.Context, f *os.File, powerOff func()) error {
+	defer f.Close()
+	defer context.AfterFunc(ctx, func() { _ = f.SetReadDeadline(time.Unix(1, 0)) })()
+	if err := readButton(f, powerOff); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	return nil
 }
 
 // readButton reads input events from r until it ends.

@@ -12,14 +12,19 @@ const dirtyTick = 10 * time.Millisecond
 const pageSize = 4096
 
 // Dirtier writes to memory at a given rate, so that a live migration has something to copy.
-// The zero value is ready and does nothing.
+// It takes no processor time while the rate is 0.
 type Dirtier struct {
+	changed chan struct{} // holds one token after each Set
+
 	mu   sync.Mutex
 	rate int // MiB a second
 	mem  []byte
 	next int // offset of the page to write next
 	debt int // bytes that should have been written and were not, less than a page
 }
+
+// NewDirtier returns one with rate 0.
+func NewDirtier() *Dirtier { return &Dirtier{changed: make(chan struct{}, 1)} }
 
 // Set starts to write rate MiB a second, round and round in an area of size MiB. Rate 0 stops and frees the area.
 func (d *Dirtier) Set(rate, size int) {
@@ -30,6 +35,10 @@ func (d *Dirtier) Set(rate, size int) {
 		d.mem = nil
 	} else if len(d.mem) != size<<20 {
 		d.mem = make([]byte, size<<20)
+	}
+	select {
+	case d.changed <- struct{}{}:
+	default: // the token of an earlier Set is still there
 	}
 }
 
@@ -44,11 +53,19 @@ func (d *Dirtier) Rate() (rate, size int) {
 func (d *Dirtier) Run(ctx context.Context) {
 	tick := time.NewTicker(dirtyTick)
 	defer tick.Stop()
+	tick.Stop() // until a rate is set
 	last := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-d.changed:
+			last = time.Now()
+			if rate, _ := d.Rate(); rate == 0 {
+				tick.Stop()
+			} else {
+				tick.Reset(dirtyTick)
+			}
 		case now := <-tick.C:
 			d.step(now.Sub(last))
 			last = now

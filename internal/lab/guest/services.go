@@ -17,13 +17,13 @@ type Guest struct {
 	boot     ledger.BootID
 	booted   time.Time
 	ledger   *LedgerService
-	dirty    Dirtier
+	dirty    *Dirtier
 	maxDirty int // MiB
 }
 
 // New puts the services of a boot together. maxDirtyMiB bounds what /dirty may use of the guest's memory.
 func New(c Config, boot ledger.BootID, booted time.Time, l *LedgerService, maxDirtyMiB int) *Guest {
-	return &Guest{config: c, boot: boot, booted: booted, ledger: l, maxDirty: maxDirtyMiB}
+	return &Guest{config: c, boot: boot, booted: booted, ledger: l, dirty: NewDirtier(), maxDirty: maxDirtyMiB}
 }
 
 // Listeners are where the services listen.
