@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -58,7 +57,7 @@ func (e *apiError) body() []byte {
 	if len(e.errors) > 0 {
 		m["errors"] = e.errors
 	}
-	b, err := json.Marshal(m)
+	b, err := marshal(m)
 	if err != nil { // strings always marshal
 		panic(err)
 	}

@@ -63,7 +63,7 @@ func (s *server) forward(w http.ResponseWriter, r *http.Request, node string) er
 			p.Out.Header.Set(forwardedHeader, s.b.Peers.LocalNode())
 		},
 		ModifyResponse: upstreamError,
-		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 			var e *apiError
 			if !errors.As(err, &e) {
 				e = unreachable(node, err)

@@ -104,7 +104,7 @@ func (s *server) admits(r *http.Request, path []string) bool {
 }
 
 func isJoinPath(path []string) bool {
-	return len(path) >= 2 && path[0] == "sauh" && path[1] == "join"
+	return len(path) == 2 && path[0] == "sauh" && path[1] == "join"
 }
 
 func isPeerPath(path []string) bool {
@@ -168,13 +168,22 @@ func (s *server) reply(w http.ResponseWriter, data any) error {
 	if t, ok := data.(withTotal); ok {
 		body["data"], body["total"] = t.data, t.total
 	}
-	b, err := json.Marshal(body)
+	b, err := marshal(body)
 	if err != nil {
 		return err
 	}
 	setHeaders(w.Header(), len(b))
 	_, _ = w.Write(b) // an error here means that the client has gone
 	return nil
+}
+
+// marshal prints < and > as they are, as Proxmox VE does.
+func marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	err := enc.Encode(v)
+	return bytes.TrimRight(b.Bytes(), "\n"), err
 }
 
 func setHeaders(h http.Header, length int) {
