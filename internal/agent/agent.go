@@ -1,0 +1,183 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"sauh.dev/sauh/internal/agent/move"
+	"sauh.dev/sauh/internal/api"
+	"sauh.dev/sauh/internal/core/lease"
+	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/qemu"
+	"sauh.dev/sauh/internal/sys"
+)
+
+// apiPort is the port of the API, as in Proxmox VE.
+const apiPort = "8006"
+
+// Options of an agent.
+type Options struct {
+	Paths   Paths // the zero value is DefaultPaths
+	Version model.Version
+	Lease   lease.Params // the zero value is lease.DefaultParams
+	Log     *slog.Logger
+}
+
+// Agent is a node's agent. It serves the API on the local socket from its
+// start, and everything else while the node is a member of a cluster.
+type Agent struct {
+	opts  Options
+	cfg   Config
+	log   *slog.Logger
+	tasks *tasks
+	host  *hostInfo
+	boot  string // boot id
+	// handler is the API; the listeners of a member serve it too.
+	handler http.Handler
+
+	joining sync.Mutex // held by Create, Join and Leave
+	current atomic.Pointer[member]
+}
+
+// Run is the agent of this node until ctx is done.
+func Run(ctx context.Context, opts Options) error {
+	if opts.Paths == (Paths{}) {
+		opts.Paths = DefaultPaths()
+	}
+	if opts.Lease == (lease.Params{}) {
+		opts.Lease = lease.DefaultParams()
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	}
+	if err := opts.Lease.Validate(); err != nil {
+		return fmt.Errorf("lease parameters: %w", err)
+	}
+	a, err := newAgent(ctx, opts)
+	if err != nil {
+		return err
+	}
+	return a.run(ctx)
+}
+
+func newAgent(ctx context.Context, opts Options) (*Agent, error) {
+	cfg, err := loadConfig(opts.Paths.Config)
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{opts.Paths.State, opts.Paths.Run, opts.Paths.qemuRun()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("agent directories: %w", err)
+		}
+	}
+	boot, err := sys.BootID()
+	if err != nil {
+		return nil, fmt.Errorf("read the boot id: %w", err)
+	}
+	a := &Agent{opts: opts, cfg: cfg, log: opts.Log, boot: boot, host: &hostInfo{}}
+	a.tasks, err = newTasks(ctx, opts.Paths.tasks(), a.nodeName, opts.Log)
+	if err != nil {
+		return nil, err
+	}
+	a.handler = api.NewServer(api.Backend{
+		Cluster: (*clusterAPI)(a), Guests: (*guestsAPI)(a), Tasks: a.tasks,
+		Storages: (*storagesAPI)(a), HA: (*haAPI)(a), Peers: (*peersAPI)(a),
+	}, api.Options{Logger: opts.Log})
+	return a, nil
+}
+
+// run serves the local socket, starts the membership that is recorded, and
+// stops both in order when ctx is done. Guests run on.
+func (a *Agent) run(ctx context.Context) error {
+	ln, err := listenUnix(a.opts.Paths.apiSocket())
+	if err != nil {
+		return err
+	}
+	srv := a.httpServer()
+	srv.ConnContext = api.LocalConnContext
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(ln) }()
+	if a.host.version, err = qemu.QEMUVersion(ctx); err != nil {
+		a.log.Warn("guests cannot be started here", "err", err)
+	}
+	ms, err := loadMembership(a.opts.Paths.membership())
+	if err == nil && ms != nil {
+		err = a.startMember(ctx, ms)
+	}
+	if err != nil {
+		_ = srv.Close()
+		<-served
+		return err
+	}
+	go a.probeAccel(ctx)
+	a.log.Info("agent is up", "node", a.nodeName(), "member", ms != nil, "boot", a.boot, "go", runtime.Version())
+	select {
+	case <-ctx.Done():
+	case err = <-served:
+	}
+	a.tasks.stop(move.ErrAbandoned)
+	a.stopMember()
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	_ = srv.Shutdown(stop)
+	if err != nil && !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve the local API: %w", err)
+	}
+	return nil
+}
+
+func (a *Agent) httpServer() *http.Server {
+	return &http.Server{
+		Handler:           a.handler,
+		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
+		TLSNextProto:      map[string]func(*http.Server, *tls.Conn, http.Handler){}, // HTTP/1.1 only, as the API's clients expect
+	}
+}
+
+// listenUnix makes the root-only socket, replacing one that a dead agent left.
+func listenUnix(path string) (net.Listener, error) {
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("another agent answers on %s: stop it first", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("replace %s: %w", path, err)
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		ln.Close()
+		return nil, fmt.Errorf("listen on %s: %w", filepath.Base(path), err)
+	}
+	return ln, nil
+}
+
+// nodeName is the name in the cluster, or the configured one before that.
+func (a *Agent) nodeName() string {
+	if m := a.current.Load(); m != nil {
+		return m.name
+	}
+	return a.cfg.Node
+}
+
+// member returns what runs while this node belongs to a cluster.
+func (a *Agent) member() (*member, error) {
+	if m := a.current.Load(); m != nil {
+		return m, nil
+	}
+	return nil, model.Errorf(model.ErrUnavailable, "this node belongs to no cluster: make one with `sauh cluster create NAME`, or join one with `sauh cluster join KEY`")
+}

@@ -1,0 +1,242 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"sauh.dev/sauh/internal/agent/move"
+	"sauh.dev/sauh/internal/certs"
+	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/network"
+	"sauh.dev/sauh/internal/store"
+	"sauh.dev/sauh/internal/store/etcd"
+)
+
+// member is all that runs while this node belongs to a cluster. openMember
+// starts the store and the mirror, activate the rest; close stops everything but the guests.
+type member struct {
+	agent         *Agent
+	name          string
+	cluster       model.Cluster
+	caFingerprint string
+	log           *slog.Logger
+	st            *etcd.Server
+	mirror        *mirror
+	live          *liveness
+	procs         *procs
+	locks         *guestLocks
+	moves         *move.Target
+	kicked        chan struct{} // has an element after something of this node changed that the worker looks at
+	dialer        network.Dialer
+	tlsClient     *tls.Config
+	tlsServer     *tls.Config
+	addresses     []netip.Addr // cluster network first
+
+	ctx     context.Context //nolint:containedctx // the life of the membership, shorter than the process'
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+	servers []*http.Server
+
+	mu         sync.Mutex
+	transports map[string]*http.Transport // guarded by mu
+	arriving   map[model.VMID]func()      // unlocks guests that are being received; guarded by mu
+}
+
+// openMember starts this node's store with the certificates that are on disk, and follows it.
+func (a *Agent) openMember(ctx context.Context, ms *Membership) (*member, error) {
+	p := a.opts.Paths
+	self, err := certs.Load(p.nodeCert(), p.nodeKey())
+	if err != nil {
+		return nil, fmt.Errorf("load this node's certificate: %w", err)
+	}
+	ca, err := certs.LoadCert(p.caCert())
+	if err != nil {
+		return nil, fmt.Errorf("load the cluster's CA: %w", err)
+	}
+	addrs := []string{ms.Node.Cluster, ms.Node.Mgmt}
+	m := &member{
+		agent: a, name: ms.Node.Name, cluster: ms.Cluster, caFingerprint: certs.Fingerprint(ca),
+		log: a.log, kicked: make(chan struct{}, 1), transports: map[string]*http.Transport{}, arriving: map[model.VMID]func(){},
+		tlsClient: certs.Client(self, ca, nil), tlsServer: certs.ServerOptionalClient(self, ca, nil),
+	}
+	for _, s := range addrs {
+		addr, err := netip.ParseAddr(s)
+		if err != nil {
+			return nil, fmt.Errorf("address of this node: %w", err)
+		}
+		m.addresses = append(m.addresses, addr)
+	}
+	if err := network.EnableMultipath(ctx, m.addresses); err != nil {
+		a.log.Warn("the two networks are not used together: a cut link interrupts connections", "err", err)
+	}
+	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	m.st, err = etcd.Start(ctx, etcd.Config{
+		Name: m.name, DataDir: p.storeData(), Addresses: addrs,
+		TLS: etcd.TLSFiles{CA: p.caCert(), Cert: p.nodeCert(), Key: p.nodeKey()}, Token: ms.Cluster.UUID,
+		Initial: ms.Initial, Existing: ms.Existing, Logger: a.log.With("part", "store"),
+	})
+	if err != nil {
+		m.cancel()
+		return nil, err
+	}
+	m.locks = newGuestLocks(m.kick)
+	m.live = newLiveness(m)
+	m.procs = newProcs(m)
+	m.mirror = newMirror(m.st, a.log, m.live.observe)
+	m.wg.Go(func() { m.mirror.run(m.ctx) })
+	<-m.mirror.loaded
+	return m, nil
+}
+
+// kick makes the HA worker look again.
+func (m *member) kick() {
+	select {
+	case m.kicked <- struct{}{}:
+	default:
+	}
+}
+
+// startMember runs the membership that was recorded at an earlier start.
+func (a *Agent) startMember(ctx context.Context, ms *Membership) error {
+	m, err := a.openMember(ctx, ms)
+	if err != nil {
+		return fmt.Errorf("start as %s of cluster %s: %w", ms.Node.Name, ms.Cluster.Name, err)
+	}
+	return a.activate(m)
+}
+
+// activate starts what a member does: adopt its guests, renew its lease, serve its peers, mind HA.
+func (a *Agent) activate(m *member) error {
+	m.moves = m.newMoveTarget()
+	m.procs.adoptAll(m.ctx)
+	if err := m.serve(); err != nil {
+		m.close()
+		return err
+	}
+	m.resolveInterrupted(m.ctx)
+	m.wg.Go(func() { m.live.run(m.ctx) })
+	m.wg.Go(func() { m.runManager(m.ctx) })
+	m.wg.Go(func() { m.runWorker(m.ctx) })
+	m.wg.Go(func() { m.publishSelf(m.ctx) })
+	a.current.Store(m)
+	go a.watchMembership(m)
+	return nil
+}
+
+// watchMembership notices that the cluster removed this node.
+func (a *Agent) watchMembership(m *member) {
+	select {
+	case <-m.ctx.Done():
+		return
+	case <-m.st.Done():
+	}
+	if err := m.st.Err(); errors.Is(err, etcd.ErrRemoved) {
+		a.joining.Lock()
+		defer a.joining.Unlock()
+		if a.current.Load() == m {
+			a.log.Warn("this node was removed from the cluster", "cluster", m.cluster.Name)
+			a.dissolve(m)
+		}
+	} else if err != nil {
+		// Without its store the node cannot renew: the guard does what is needed, and a restart begins anew.
+		a.log.Error("the store stopped, the agent ends", "err", err)
+		os.Exit(1)
+	}
+}
+
+// dissolve ends a membership for good.
+func (a *Agent) dissolve(m *member) {
+	a.current.Store(nil)
+	m.close()
+	a.wipeMembership()
+}
+
+// stopMember ends the membership's routines at the agent's end; guests run on.
+func (a *Agent) stopMember() {
+	if m := a.current.Swap(nil); m != nil {
+		m.close()
+	}
+}
+
+func (m *member) close() {
+	m.cancel()
+	for _, s := range m.servers {
+		_ = s.Close() // open requests end with the agent
+	}
+	if m.moves != nil {
+		m.moves.Close()
+	}
+	m.wg.Wait()
+	m.procs.release()
+	if err := m.st.Close(); err != nil {
+		m.log.Warn("store not closed in order", "err", err)
+	}
+}
+
+// serve opens the API to the members and to who wants to join, on both addresses.
+func (m *member) serve() error {
+	for _, addr := range m.addresses {
+		ln, err := net.Listen("tcp", net.JoinHostPort(addr.String(), apiPort))
+		if err != nil {
+			return fmt.Errorf("serve the API: %w", err)
+		}
+		srv := m.agent.httpServer()
+		m.servers = append(m.servers, srv)
+		m.wg.Go(func() {
+			if err := srv.Serve(tls.NewListener(ln, m.tlsServer)); !errors.Is(err, http.ErrServerClosed) {
+				m.log.Error("the API stopped", "address", ln.Addr(), "err", err)
+			}
+		})
+	}
+	return nil
+}
+
+// publishSelf records what this node found out about itself, whenever that differs from its record.
+func (m *member) publishSelf(ctx context.Context) {
+	for ctx.Err() == nil {
+		if m.publishOnce(ctx) {
+			return
+		}
+		sleep(ctx, time.Second)
+	}
+}
+
+// publishOnce reports whether the record says what it should.
+func (m *member) publishOnce(ctx context.Context) bool {
+	key := model.NodePrefix + m.name
+	rec, err := readJSON[model.Node](ctx, m.st, key)
+	if err != nil || rec.Revision == 0 {
+		return false
+	}
+	n := rec.Value
+	n.Version, n.MemberID = m.agent.opts.Version.Version, m.st.MemberID()
+	m.agent.host.describe(&n)
+	if n.Accel == "" {
+		return false // the probe is not done yet
+	}
+	if n == rec.Value {
+		return true
+	}
+	_, err = m.st.Txn(ctx, store.Txn{
+		If:   []store.Cond{{Key: key, Revision: rec.Revision}},
+		Then: []store.Op{store.Put(key, mustJSON(n))},
+	})
+	return err == nil
+}
+
+func newUUID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // crypto/rand never fails on Linux
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:])
+}

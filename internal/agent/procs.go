@@ -1,0 +1,163 @@
+package agent
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/guard"
+	"sauh.dev/sauh/internal/network"
+	"sauh.dev/sauh/internal/qemu"
+)
+
+// procs are the QEMU processes of this node.
+type procs struct {
+	m  *member
+	wg sync.WaitGroup
+
+	mu   sync.Mutex
+	all  map[model.VMID]*proc // guarded by mu
+	gone chan model.VMID      // ends, for the HA worker
+	stop chan struct{}
+}
+
+// proc is one QEMU process and what the agent knows about it.
+type proc struct {
+	*qemu.Process
+	guarded  bool // the guard confirmed that it has the group
+	incoming bool // waits for a migration and was never continued
+	cleaned  chan struct{}
+}
+
+func newProcs(m *member) *procs {
+	return &procs{m: m, all: map[model.VMID]*proc{}, gone: make(chan model.VMID, 64), stop: make(chan struct{})}
+}
+
+// adoptAll takes over the processes that an earlier agent of this boot started.
+func (ps *procs) adoptAll(ctx context.Context) {
+	dir := ps.m.agent.opts.Paths.qemuRun()
+	ids, err := qemu.List(dir)
+	if err != nil {
+		ps.m.log.Error("running guests cannot be listed", "err", err)
+		return
+	}
+	guarded := ps.m.live.guarded(ctx)
+	for _, id := range ids {
+		p, err := qemu.Adopt(ctx, dir, id)
+		if err != nil {
+			ps.m.log.Warn("guest not adopted", "vmid", id, "err", err)
+			continue
+		}
+		ps.m.log.Info("guest adopted", "vmid", id, "pid", p.PID())
+		ps.add(id, &proc{Process: p, guarded: guarded[id.String()], incoming: p.Spec().Incoming && ps.neverRan(ctx, p)})
+	}
+}
+
+// neverRan reports whether an incoming QEMU still waits to be continued.
+func (ps *procs) neverRan(ctx context.Context, p *qemu.Process) bool {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	s, err := p.Status(ctx)
+	return err == nil && !s.Running
+}
+
+// add keeps a process until it ends.
+func (ps *procs) add(id model.VMID, p *proc) {
+	p.cleaned = make(chan struct{})
+	ps.mu.Lock()
+	ps.all[id] = p
+	ps.mu.Unlock()
+	ps.wg.Go(func() {
+		select {
+		case <-ps.stop:
+			return
+		case <-p.Done():
+		}
+		ps.ended(id, p)
+	})
+}
+
+// ended cleans up after a process: network, guard, files.
+func (ps *procs) ended(id model.VMID, p *proc) {
+	defer close(p.cleaned)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ps.m.ctx), 5*time.Second)
+	defer cancel()
+	ps.m.log.Info("guest ended", "vmid", id, "pid", p.PID())
+	removeTaps(ctx, ps.m, p.Spec())
+	ps.m.unguard(ctx, id)
+	if err := p.Cleanup(); err != nil {
+		ps.m.log.Warn("files of an ended guest not removed", "vmid", id, "err", err)
+	}
+	ps.mu.Lock()
+	if ps.all[id] == p {
+		delete(ps.all, id)
+	}
+	ps.mu.Unlock()
+	select {
+	case ps.gone <- id:
+	default: // the worker looks at everything anyway when it comes to it
+	}
+}
+
+// unguard takes an empty group out of the guard's care.
+func (m *member) unguard(ctx context.Context, id model.VMID) {
+	err := m.live.ask(ctx, func(ctx context.Context, g *guard.Client) error { return g.Unprotect(ctx, id.String()) })
+	if err != nil {
+		m.log.Debug("guard keeps a group", "vmid", id, "err", err)
+	}
+}
+
+func removeTaps(ctx context.Context, m *member, s qemu.Spec) {
+	for _, n := range s.NICs {
+		if n.Tap == "" {
+			continue
+		}
+		if err := network.RemoveTap(ctx, n.Tap); err != nil {
+			m.log.Warn("tap not removed", "tap", n.Tap, "err", err)
+		}
+	}
+}
+
+func (ps *procs) get(id model.VMID) *proc {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return ps.all[id]
+}
+
+func (ps *procs) list() map[model.VMID]*proc {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	out := make(map[model.VMID]*proc, len(ps.all))
+	for id, p := range ps.all {
+		out[id] = p
+	}
+	return out
+}
+
+// setGuarded notes what the guard confirmed.
+func (ps *procs) setGuarded(id model.VMID, v bool) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if p := ps.all[id]; p != nil {
+		p.guarded = v
+	}
+}
+
+// setRan notes that an incoming guest was continued.
+func (ps *procs) setRan(id model.VMID) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if p := ps.all[id]; p != nil {
+		p.incoming = false
+	}
+}
+
+// release lets go of all processes; they run on.
+func (ps *procs) release() {
+	close(ps.stop)
+	ps.wg.Wait()
+	for _, p := range ps.list() {
+		p.Close()
+	}
+}

@@ -1,0 +1,275 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"sauh.dev/sauh/internal/core/ha"
+	"sauh.dev/sauh/internal/core/lease"
+	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/guard"
+	"sauh.dev/sauh/internal/network"
+	"sauh.dev/sauh/internal/qemu"
+	"sauh.dev/sauh/internal/storage"
+	"sauh.dev/sauh/internal/store"
+	"sauh.dev/sauh/internal/sys"
+)
+
+// startDeadline bounds a start from the first check to QEMU's answer.
+const startDeadline = 40 * time.Second
+
+// ownership is what the store says of a guest, read linearizably.
+type ownership struct {
+	conf      store.KV // this node's file
+	protected record[model.Protected]
+	intent    record[model.Intent]
+	state     pveconf.HAState // "" for a guest that is no HA resource
+}
+
+// readOwnership reads everything that decides whether this node may start a
+// guest. owner is under whose path the file must be.
+func (m *member) readOwnership(ctx context.Context, id model.VMID, owner string) (ownership, error) {
+	var o ownership
+	what := "look up guest " + id.String()
+	kv, err := m.st.Get(ctx, model.GuestConfigKey(owner, id), store.Linearizable)
+	if errors.Is(err, store.ErrNotFound) {
+		return o, model.Errorf(model.ErrNotFound, "Configuration file '%s' does not exist: the guest is not on %s", model.GuestConfigPath(owner, id), owner)
+	}
+	if err != nil {
+		return o, writeError(what, err)
+	}
+	o.conf = kv
+	if o.protected, err = readJSON[model.Protected](ctx, m.st, model.ProtectedPrefix+id.String()); err != nil {
+		return o, writeError(what, err)
+	}
+	if o.intent, err = readJSON[model.Intent](ctx, m.st, model.IntentPrefix+id.String()); err != nil {
+		return o, writeError(what, err)
+	}
+	res, err := m.st.Get(ctx, haResourcesKey, store.Linearizable)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return o, writeError(what, err)
+	}
+	all, err := pveconf.ParseHAResources(res.Value)
+	if err != nil {
+		return o, fmt.Errorf("ha/resources.cfg: %w", err)
+	}
+	o.state = statesOf(all)[id]
+	return o, nil
+}
+
+// startRequest says which guest to start and in what way.
+type startRequest struct {
+	id model.VMID
+	// haOnly: give up unless the requested state is still started.
+	haOnly bool
+	// pills are written first: the guest was taken over from these nodes.
+	pills []ha.Pill
+	log   func(format string, args ...any)
+}
+
+// errNotWanted: what the start rested on is no longer so.
+var errNotWanted = model.Errorf(model.ErrConflict, "the guest is not to be started here any more")
+
+// startGuest is the one way to a running guest: its file is under this node's
+// path, no migration has it, and if it is protected the guard has it first, which takes a
+// valid lease with the current epoch. The caller holds the guest's lock.
+func (m *member) startGuest(ctx context.Context, r startRequest) error {
+	ctx, cancel := context.WithTimeout(ctx, startDeadline)
+	defer cancel()
+	if p := m.procs.get(r.id); p != nil {
+		return model.Errorf(model.ErrBusy, "guest %s runs already (pid %d)", r.id, p.PID())
+	}
+	o, err := m.readOwnership(ctx, r.id, m.name)
+	if err != nil {
+		return err
+	}
+	if o.intent.Revision != 0 {
+		return model.Errorf(model.ErrBusy, "guest %s is being migrated from %s to %s", r.id, o.intent.Value.Source, o.intent.Value.Target)
+	}
+	if r.haOnly && o.state != pveconf.HAStarted {
+		return errNotWanted
+	}
+	conf, err := pveconf.ParseGuest(o.conf.Value)
+	if err != nil {
+		return fmt.Errorf("%s: %w", model.GuestConfigPath(m.name, r.id), err)
+	}
+	if lock := conf.Lock(); lock != "" {
+		return model.Errorf(model.ErrBusy, "VM is locked (%s)", lock)
+	}
+	spec, err := m.spec(ctx, r.id, conf)
+	if err != nil {
+		return err
+	}
+	for _, key := range pveconf.Unsupported(conf) {
+		r.log("WARN: %s is kept but has no effect in this version", key)
+	}
+	if err := m.writePills(ctx, conf, r.pills); err != nil {
+		return err
+	}
+	return m.launch(ctx, r.id, conf, spec, o)
+}
+
+// launch protects the guest if it must be, makes its network ready and starts QEMU.
+func (m *member) launch(ctx context.Context, id model.VMID, conf *pveconf.Guest, spec qemu.Spec, o ownership) error {
+	mine := o.protected.Revision != 0 && o.protected.Value.Node == m.name
+	protect := mine || o.state != "" && m.localReason(conf) == ""
+	if protect {
+		if err := m.guardGuest(ctx, id, conf); err != nil {
+			return err
+		}
+		if !mine {
+			if _, err := m.acknowledge(ctx, id, o.protected.Revision, o.conf.ModRevision); err != nil {
+				m.unguard(ctx, id)
+				return err
+			}
+		}
+	}
+	p, err := m.startQEMU(ctx, spec)
+	if err != nil {
+		if protect {
+			m.unguard(context.WithoutCancel(ctx), id)
+		}
+		if errors.Is(err, storage.ErrInUse) {
+			return &lockedError{err}
+		}
+		return err
+	}
+	m.procs.add(id, &proc{Process: p, guarded: protect, incoming: spec.Incoming})
+	return nil
+}
+
+// startQEMU makes the taps and starts the process; nothing is left when it fails.
+func (m *member) startQEMU(ctx context.Context, spec qemu.Spec) (*qemu.Process, error) {
+	for _, n := range spec.NICs {
+		if n.Tap == "" {
+			continue
+		}
+		if err := network.EnsureTap(ctx, n.Tap, n.Bridge, n.MTU); err != nil {
+			removeTaps(ctx, m, spec)
+			return nil, fmt.Errorf("%s: %w", n.ID, err)
+		}
+	}
+	p, err := qemu.Start(ctx, spec, m.agent.opts.Paths.cgroupOf(spec.VMID.String()))
+	if err != nil {
+		removeTaps(context.WithoutCancel(ctx), m, spec)
+		return nil, err
+	}
+	return p, nil
+}
+
+// spec resolves a configuration for this node.
+func (m *member) spec(ctx context.Context, id model.VMID, conf *pveconf.Guest) (qemu.Spec, error) {
+	accel, _, err := m.agent.host.qemu()
+	if err != nil {
+		return qemu.Spec{}, err
+	}
+	for _, n := range conf.Nets() {
+		if n.Bridge == "" {
+			continue
+		}
+		if ok, err := network.BridgeExists(ctx, n.Bridge); err != nil || !ok {
+			return qemu.Spec{}, model.Errorf(model.ErrNotFound, "%s: bridge '%s' does not exist on node %s", n.Key, n.Bridge, m.name)
+		}
+	}
+	return qemu.FromConfig(ctx, id, conf, m.agent.opts.Paths.qemuRun(), accel.Name, resolver{m})
+}
+
+// resolver answers qemu.FromConfig's questions from this node's storages.
+type resolver struct{ m *member }
+
+// File implements qemu.Resolver.
+func (r resolver) File(ctx context.Context, volid string) (string, storage.Format, error) {
+	name, ok := volumeStorage(volid)
+	if !ok {
+		return "", "", model.Invalidf("volume", "%q is not a volume id", volid)
+	}
+	d, err := r.m.driver(name)
+	if err != nil {
+		return "", "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, storageDeadline)
+	defer cancel()
+	return d.File(ctx, volid)
+}
+
+// Direct implements qemu.Resolver.
+func (r resolver) Direct(path string) bool { return qemu.ProbeDirect(path) }
+
+// Machine implements qemu.Resolver.
+func (r resolver) Machine(ctx context.Context, name string) (string, error) {
+	return qemu.ResolveMachine(ctx, name)
+}
+
+// guardGuest puts a guest's cgroup under the guard, which refuses without a valid lease.
+func (m *member) guardGuest(ctx context.Context, id model.VMID, conf *pveconf.Guest) error {
+	epoch, ok := m.live.valid()
+	if !ok {
+		return model.Errorf(model.ErrNoQuorum, "guest %s is protected and %s holds no valid lease: it may not run here until the node can renew it (see `sauh cluster status`)", id, m.name)
+	}
+	g := lease.Group{Name: id.String(), Cgroup: m.agent.opts.Paths.cgroupOf(id.String()), Epoch: epoch, OnDeadline: lease.FreezeGroup}
+	names, _ := m.volumes(conf)
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		d, err := m.driver(name)
+		if err != nil {
+			return err
+		}
+		if d.Features().LateWrites {
+			g.OnDeadline = lease.ResetMachine
+		}
+		if pill := d.Pill(m.name); pill != "" {
+			g.Pills = append(g.Pills, pill)
+		}
+	}
+	if err := sys.Cgroup(g.Cgroup).Create(); err != nil {
+		return fmt.Errorf("cgroup of guest %s: %w", id, err)
+	}
+	err := m.live.ask(ctx, func(ctx context.Context, c *guard.Client) error { return c.Protect(ctx, g) })
+	if err != nil {
+		return fmt.Errorf("put guest %s under the guard: %w", id, err)
+	}
+	m.procs.setGuarded(id, true)
+	return nil
+}
+
+// acknowledge writes that every QEMU of the guest on this node is under the guard.
+func (m *member) acknowledge(ctx context.Context, id model.VMID, protectedRev, confRev int64) (int64, error) {
+	key := model.ProtectedPrefix + id.String()
+	rev, err := m.st.Txn(ctx, store.Txn{
+		If:   []store.Cond{{Key: key, Revision: protectedRev}, {Key: model.GuestConfigKey(m.name, id), Revision: confRev}},
+		Then: []store.Op{store.Put(key, mustJSON(model.Protected{Node: m.name}))},
+	})
+	return rev, writeError("protect guest "+id.String(), err)
+}
+
+// writePills tells the guards of nodes that were fenced, through the guest's
+// shared storages, to kill what they froze: it may hold the image's lock.
+func (m *member) writePills(ctx context.Context, conf *pveconf.Guest, pills []ha.Pill) error {
+	names, _ := m.volumes(conf)
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		d, err := m.driver(name)
+		if err != nil {
+			return err
+		}
+		for _, p := range pills {
+			path := d.Pill(p.Node)
+			if path == "" {
+				continue
+			}
+			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+				return fmt.Errorf("fence %s on storage %s: %w", p.Node, name, err)
+			}
+			if err := writeFile(path, lease.FormatPill(p.Epoch), 0o600); err != nil {
+				return fmt.Errorf("fence %s on storage %s: %w", p.Node, name, err)
+			}
+		}
+	}
+	return ctx.Err()
+}

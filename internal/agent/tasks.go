@@ -1,0 +1,274 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"sauh.dev/sauh/internal/api"
+	"sauh.dev/sauh/internal/core/model"
+)
+
+// keptTasks bounds how many ended tasks a node remembers; Proxmox VE keeps about as many in its active list.
+const keptTasks = 500
+
+// tasks runs operations in the background, each with a log that anyone may
+// follow. Ended tasks are kept on disk of the node that ran them.
+type tasks struct {
+	dir  string
+	node func() string
+	log  *slog.Logger
+	ctx  context.Context //nolint:containedctx // tasks outlive the request that starts them
+	// cancel ends all tasks; its cause tells the agent's end from a person's wish.
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup
+
+	mu   sync.Mutex
+	next uint32           // guarded by mu
+	all  map[string]*task // guarded by mu
+}
+
+// task is one operation.
+type task struct {
+	mu     sync.Mutex
+	rec    model.Task // guarded by mu
+	lines  []string   // guarded by mu
+	err    error      // why it ended; guarded by mu
+	cancel context.CancelFunc
+	log    *slog.Logger
+	done   chan struct{}
+}
+
+func newTasks(ctx context.Context, dir string, node func() string, log *slog.Logger) (*tasks, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("task directory: %w", err)
+	}
+	ts := &tasks{dir: dir, node: node, log: log, all: map[string]*task{}}
+	ts.ctx, ts.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		if t := loadTask(f); t != nil {
+			ts.all[t.rec.UPID] = t
+		}
+	}
+	return ts, nil
+}
+
+type storedTask struct {
+	model.Task
+	Lines []string `json:"log"`
+}
+
+func loadTask(file string) *task {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil
+	}
+	var s storedTask
+	if json.Unmarshal(data, &s) != nil {
+		return nil
+	}
+	if s.End == 0 {
+		s.End, s.ExitStatus = s.Start, "interrupted: the agent was restarted"
+		s.Lines = append(s.Lines, "TASK ERROR: "+s.ExitStatus)
+	}
+	done := make(chan struct{})
+	close(done)
+	return &task{rec: s.Task, lines: s.Lines, cancel: func() {}, done: done}
+}
+
+func (ts *tasks) file(upid string) string {
+	return filepath.Join(ts.dir, url.PathEscape(upid)+".json")
+}
+
+// stop ends all tasks with cause and waits for them.
+func (ts *tasks) stop(cause error) {
+	ts.cancel(cause)
+	ts.wg.Wait()
+}
+
+// start runs f in the background and returns the task's id at once.
+func (ts *tasks) start(typ, id string, f func(context.Context, *task) error) string {
+	now := time.Now()
+	ctx, cancel := context.WithCancel(ts.ctx)
+	ts.mu.Lock()
+	ts.next++
+	upid := model.UPID(ts.node(), os.Getpid(), ts.next, now, typ, id, "root@pam")
+	t := &task{
+		rec:    model.Task{UPID: upid, Node: ts.node(), Type: typ, ID: id, User: "root@pam", Start: now.Unix()},
+		cancel: cancel, log: ts.log.With("task", typ, "id", id), done: make(chan struct{}),
+	}
+	ts.all[upid] = t
+	ts.mu.Unlock()
+	t.logf("%s %s on node %s", typ, id, ts.node())
+	ts.save(t)
+	ts.wg.Add(1)
+	go func() {
+		defer ts.wg.Done()
+		defer cancel()
+		t.finish(f(ctx, t))
+		ts.save(t)
+		ts.trim()
+		close(t.done)
+	}()
+	return upid
+}
+
+func (t *task) logf(format string, args ...any) {
+	line := fmt.Sprintf(format, args...)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.lines = append(t.lines, time.Now().UTC().Format("2006-01-02 15:04:05.000 ")+line)
+	t.log.Info(line)
+}
+
+// upid is the task's id.
+func (t *task) upid() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.rec.UPID
+}
+
+func (t *task) progress(p model.MigrationProgress) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.rec.Progress = &p
+}
+
+func (t *task) finish(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.err = err
+	t.rec.End, t.rec.ExitStatus = time.Now().Unix(), "OK"
+	last := "TASK OK"
+	if err != nil {
+		t.rec.ExitStatus = err.Error()
+		last = "TASK ERROR: " + err.Error()
+		t.log.Warn("task ended with an error", "err", err)
+	}
+	t.lines = append(t.lines, last)
+}
+
+func (ts *tasks) save(t *task) {
+	t.mu.Lock()
+	s := storedTask{Task: t.rec, Lines: append([]string(nil), t.lines...)}
+	t.mu.Unlock()
+	if err := saveJSON(ts.file(s.UPID), s); err != nil {
+		ts.log.Warn("task record not written", "upid", s.UPID, "err", err)
+	}
+}
+
+func (ts *tasks) trim() {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	if len(ts.all) <= keptTasks {
+		return
+	}
+	list := ts.sortedLocked()
+	for _, t := range list[keptTasks:] {
+		if t.End != 0 {
+			delete(ts.all, t.UPID)
+			if err := os.Remove(ts.file(t.UPID)); err != nil && !errors.Is(err, os.ErrNotExist) {
+				ts.log.Warn("old task record not removed", "upid", t.UPID, "err", err)
+			}
+		}
+	}
+}
+
+func (ts *tasks) sortedLocked() []model.Task {
+	out := make([]model.Task, 0, len(ts.all))
+	for _, t := range ts.all {
+		t.mu.Lock()
+		out = append(out, t.rec)
+		t.mu.Unlock()
+	}
+	sort.Slice(out, func(i, j int) bool {
+		if out[i].Start != out[j].Start {
+			return out[i].Start > out[j].Start
+		}
+		return out[i].UPID > out[j].UPID
+	})
+	return out
+}
+
+// waitErr blocks until the task ended and returns what its function returned.
+func (ts *tasks) waitErr(ctx context.Context, upid string) error {
+	t, err := ts.find(upid)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-t.done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.err
+}
+
+func (ts *tasks) find(upid string) (*task, error) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	t := ts.all[upid]
+	if t == nil {
+		return nil, model.Invalidf("upid", "no such task")
+	}
+	return t, nil
+}
+
+// ListTasks implements api.Tasks, newest first.
+func (ts *tasks) ListTasks(context.Context) ([]model.Task, error) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	return ts.sortedLocked(), nil
+}
+
+// Task implements api.Tasks.
+func (ts *tasks) Task(_ context.Context, upid string) (model.Task, error) {
+	t, err := ts.find(upid)
+	if err != nil {
+		return model.Task{}, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.rec, nil
+}
+
+// TaskLog implements api.Tasks; limit 0 means all.
+func (ts *tasks) TaskLog(_ context.Context, upid string, start, limit int) ([]api.LogLine, int, error) {
+	t, err := ts.find(upid)
+	if err != nil {
+		return nil, 0, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out []api.LogLine
+	for i := max(start, 0); i < len(t.lines) && (limit <= 0 || len(out) < limit); i++ {
+		out = append(out, api.LogLine{N: i + 1, T: strings.TrimRight(t.lines[i], "\n")})
+	}
+	return out, len(t.lines), nil
+}
+
+// CancelTask implements api.Tasks: it asks the task to stop; what that means is the task's business.
+func (ts *tasks) CancelTask(_ context.Context, upid string) error {
+	t, err := ts.find(upid)
+	if err != nil {
+		return err
+	}
+	t.logf("asked to stop")
+	t.cancel()
+	return nil
+}
