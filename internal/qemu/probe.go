@@ -132,8 +132,8 @@ func boots(ctx context.Context, dir, accel string, limit time.Duration) string {
 		"-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", "-accel", accel, "-m", "size=64M", "-boot", "strict=on",
 		"-chardev", "file,id=said,path="+escape(said), "-device", "isa-debugcon,iobase=0xe9,chardev=said",
 		"-device", "isa-debug-exit,iobase=0xf4,iosize=4",
-		"-blockdev", asJSON(node{Driver: string(storage.Raw), Name: "fmt", File: "disk", Discard: "ignore"}),
 		"-blockdev", asJSON(node{Driver: "file", Name: "disk", Filename: disk, Discard: "ignore"}),
+		"-blockdev", asJSON(node{Driver: string(storage.Raw), Name: "fmt", File: "disk", Discard: "ignore"}),
 		"-device", "virtio-blk-pci,drive=fmt,bootindex=1")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

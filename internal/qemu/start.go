@@ -42,7 +42,7 @@ type state struct {
 //
 // The error is a sentence. model.ErrBusy (storage.ErrInUse is the same): the guest runs here
 // already, or an image or interface is in use by another process. model.ErrNotFound: an image, a bridge
-// or a tap does not exist. On every error nothing runs and no file is left.
+// or a tap does not exist. On every error nothing runs, and no file but the lock and the serial port's log is left.
 func Start(ctx context.Context, s Spec, cgroupDir string) (*Process, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()

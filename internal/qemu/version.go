@@ -15,7 +15,7 @@ import (
 
 var (
 	versionText = regexp.MustCompile(`version (\d+\.\d+\.\d+)`)
-	machineLine = regexp.MustCompile(`^(\S+)\s+.*?(?:\(alias of (\S+)\))?\s*(?:\(.*\))?$`)
+	aliasOf     = regexp.MustCompile(`\(alias of (\S+)\)`)
 	pveSuffix   = regexp.MustCompile(`\+pve\d+$`)
 )
 
@@ -63,12 +63,11 @@ func ResolveMachine(ctx context.Context, name string) (string, error) {
 func resolveMachine(help, name string) (string, error) {
 	want := pveSuffix.ReplaceAllString(name, "")
 	for line := range strings.Lines(help) {
-		m := machineLine.FindStringSubmatch(strings.TrimSpace(line))
-		if m == nil || m[1] != want {
+		if fields := strings.Fields(line); len(fields) == 0 || fields[0] != want {
 			continue
 		}
-		if m[2] != "" {
-			return m[2], nil
+		if m := aliasOf.FindStringSubmatch(line); m != nil {
+			return m[1], nil
 		}
 		return want, nil
 	}

@@ -258,6 +258,8 @@ func (d *Driver) qemuImg(ctx context.Context, args ...string) error {
 		return model.Errorf(storage.ErrUnavailable, "storage %s: qemu-img %s was stopped: %v", d.cfg.Name, args[0], ctx.Err())
 	case errors.As(err, &failed) && strings.Contains(failed.stderr, "No space left on device"):
 		return d.noSpace("qemu-img " + args[0] + " filled it")
+	case errors.As(err, &failed) && failed.locked():
+		return model.Errorf(storage.ErrInUse, "an image that storage %s reads is in use by another process: stop that first", d.cfg.Name)
 	case errors.As(err, &failed) && strings.Contains(failed.stderr, "too large"):
 		return model.Invalidf("size", "%s", failed.stderr)
 	}
@@ -269,6 +271,11 @@ type toolError struct {
 }
 
 func (e *toolError) Error() string { return e.command + ": " + e.stderr }
+
+// locked is true if another process has the image open.
+func (e *toolError) locked() bool {
+	return strings.Contains(e.stderr, "Is another process using the image")
+}
 
 func runQemuImg(ctx context.Context, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, "qemu-img", args...)
@@ -316,7 +323,7 @@ func inspect(ctx context.Context, file string) (image, error) {
 	}
 	out, err := runQemuImg(ctx, "info", "--output=json", file)
 	var failed *toolError
-	if errors.As(err, &failed) && strings.Contains(failed.stderr, "lock") {
+	if errors.As(err, &failed) && failed.locked() {
 		return img, model.Errorf(storage.ErrInUse, "the image %s is in use by another process: stop that first", file)
 	} else if err != nil {
 		return img, model.Errorf(storage.ErrUnavailable, "the image %s cannot be read: %v", file, err)
