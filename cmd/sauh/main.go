@@ -18,8 +18,10 @@ import (
 	"syscall"
 	"time"
 
+	"sauh.dev/sauh/internal/agent"
 	"sauh.dev/sauh/internal/cli"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/guard"
 )
 
 // Set by the linker: -X main.version=… -X main.commit=…
@@ -34,12 +36,27 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
+	v := buildVersion()
 	m := &cli.Main{
-		Version: buildVersion(),
+		Version: v,
 		Stdin:   os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		Getenv: os.Getenv, Now: time.Now,
+		Agent: func(ctx context.Context, configPath string) error {
+			paths := agent.DefaultPaths()
+			paths.Config = configPath
+			return agent.Run(ctx, agent.Options{Paths: paths, Version: v})
+		},
+		Guard: runGuard, Hold: guard.Hold,
 	}
 	return m.Run(ctx, os.Args[1:])
+}
+
+// runGuard gives the guard this same program to keep the watchdog open with.
+func runGuard(ctx context.Context, o cli.GuardOptions) error {
+	return guard.Main(ctx, guard.Config{
+		Socket: o.Socket, Watchdog: o.Watchdog, CgroupRoot: o.CgroupRoot,
+		Holder: []string{"/proc/self/exe", "guard", "hold", "--socket", o.Socket},
+	})
 }
 
 // buildVersion is what the linker was told, or else what the Go tool noted.

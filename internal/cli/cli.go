@@ -41,6 +41,8 @@ type Main struct {
 	// Agent and Guard are the two daemons; they return when ctx is done.
 	Agent func(ctx context.Context, configPath string) error
 	Guard func(ctx context.Context, o GuardOptions) error
+	// Hold keeps the guard's watchdog open beside it; socket is the guard's.
+	Hold func(socket string) error
 }
 
 // Run carries out one command line (without the program's name) and returns the exit status.

@@ -58,5 +58,22 @@ func (m *Main) guardCommand() *cobra.Command {
 	f.StringVar(&o.Socket, "socket", o.Socket, "where the agent reaches the guard")
 	f.StringVar(&o.Watchdog, "watchdog", o.Watchdog, "watchdog device, or none")
 	f.StringVar(&o.CgroupRoot, "cgroup-root", o.CgroupRoot, "where cgroup v2 is mounted")
+	cmd.AddCommand(m.guardHold())
+	return cmd
+}
+
+// guardHold is what the guard starts of itself, and nobody else.
+func (m *Main) guardHold() *cobra.Command {
+	var socket string
+	cmd := &cobra.Command{
+		Use: "hold", Hidden: true, Short: "Keep the guard's watchdog open", Args: takes(),
+		RunE: func(*cobra.Command, []string) error {
+			if m.Hold == nil {
+				return errors.New("this program was built without the guard")
+			}
+			return m.Hold(socket)
+		},
+	}
+	cmd.Flags().StringVar(&socket, "socket", "/run/sauh/guard.sock", "the guard's socket")
 	return cmd
 }
