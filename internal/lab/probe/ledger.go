@@ -259,6 +259,24 @@ func (c *ledgerConn) status() (guest.LedgerStatus, error) {
 	return st, nil
 }
 
+// waitOpen returns the status once the guest has found its last record, which takes a moment after a boot.
+func (c *ledgerConn) waitOpen(ctx context.Context) (guest.LedgerStatus, error) {
+	for {
+		st, err := c.status()
+		switch {
+		case err != nil:
+			return st, err
+		case st.Error != "":
+			return st, fmt.Errorf("%w: %s", errRefused, st.Error)
+		case st.Open:
+			return st, nil
+		}
+		if pause(ctx, 100*time.Millisecond); ctx.Err() != nil {
+			return st, fmt.Errorf("wait for the ledger to open: %w", ctx.Err())
+		}
+	}
+}
+
 // read visits the slots first to last as they stand on the guest's disk.
 func (c *ledgerConn) read(first, last uint64, visit func(n uint64, slot []byte)) error {
 	line, err := c.ask("READ %d %d", first, last)

@@ -186,7 +186,7 @@ func Verify(ctx context.Context, target string, h History) (Verdict, error) {
 		return Verdict{}, err
 	}
 	defer conn.close()
-	st, err := conn.status()
+	st, err := conn.waitOpen(ctx)
 	if err != nil {
 		return Verdict{}, err
 	}
