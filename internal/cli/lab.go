@@ -151,11 +151,15 @@ func labExec(name *string) *cobra.Command {
 		Example: "  sauh lab exec n1 -- sauh cluster status\n  sauh lab exec room -- ping 10.10.1.1",
 		Args:    cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			argv := args[1:]
+			if argv[0] == "--" {
+				argv = argv[1:]
+			}
 			r, err := lab.Open(cmd.Context(), *name)
 			if err != nil {
 				return err
 			}
-			code, err := r.RunIn(cmd.Context(), args[0], args[1:])
+			code, err := r.RunIn(cmd.Context(), args[0], argv)
 			if err != nil {
 				return err
 			}

@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"sauh.dev/sauh/internal/lab/watchdog"
 	"sauh.dev/sauh/internal/sys"
 )
 
@@ -122,6 +123,9 @@ func setUpMounts(spec bootSpec) error {
 	if err := sys.MountAll(nodeMounts(spec)); err != nil {
 		return err
 	}
+	if err := coverTrigger(run, root); err != nil {
+		return err
+	}
 	if err := makeDevices(filepath.Join(root, "dev")); err != nil {
 		return err
 	}
@@ -129,6 +133,16 @@ func setUpMounts(spec bootSpec) error {
 		return err
 	}
 	return sys.PivotRoot(root)
+}
+
+// coverTrigger puts the room's own file over /proc/sysrq-trigger, through which
+// a node would reset the host. Not every kernel has it.
+func coverTrigger(run, root string) error {
+	target := filepath.Join(root, "proc/sysrq-trigger")
+	if !exists(target) {
+		return nil
+	}
+	return sys.Mount{Source: filepath.Join(run, "dev", watchdog.TriggerFile), Target: target, Flags: unix.MS_BIND}.Do()
 }
 
 func layerPath(run string, i int, what string) string {
@@ -153,7 +167,7 @@ func nodeMounts(spec bootSpec) []sys.Mount {
 			Data: fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,index=off", layer, layerPath(run, i, "upper"), layerPath(run, i, "work")),
 		})
 	}
-	return append(mounts,
+	mounts = append(mounts,
 		sys.Mount{Source: "proc", Target: in("proc"), Type: "proc", Flags: quiet},
 		sys.Mount{Source: "sysfs", Target: in("sys"), Type: "sysfs", Flags: quiet},
 		sys.Mount{Source: "cgroup2", Target: in(roomCgroups), Type: "cgroup2", Flags: quiet},
@@ -167,14 +181,15 @@ func nodeMounts(spec bootSpec) []sys.Mount {
 		bind(filepath.Join(state, "etc"), "etc/sauh"),
 		bind(nasPath(spec.Dir), "srv/nas"),
 		bind(binaryPath(spec.Dir), "usr/local/bin/sauh"),
-		// The other nodes' state is none of this node's business.
-		sys.Mount{Source: "none", Target: in(spec.Dir), Type: "tmpfs", Flags: quiet | unix.MS_RDONLY},
 		bind(filepath.Join(run, "boot_id"), "proc/sys/kernel/random/boot_id"),
-		// A node that writes here must not reset the host.
-		bind(filepath.Join(run, "dev", "sysrq-trigger"), "proc/sysrq-trigger"),
-		bind(filepath.Join(run, "dev", "watchdog"), "dev/watchdog"),
-		bind(filepath.Join(run, "dev", "watchdog"), "dev/watchdog0"),
+		bind(filepath.Join(run, "dev", watchdog.File), "dev/watchdog"),
+		bind(filepath.Join(run, "dev", watchdog.File), "dev/watchdog0"),
 	)
+	if !private(spec.Dir) {
+		// The other nodes' state is none of this node's business.
+		mounts = append(mounts, sys.Mount{Source: "none", Target: in(spec.Dir), Type: "tmpfs", Flags: quiet | unix.MS_RDONLY})
+	}
+	return mounts
 }
 
 // hostLayers are the mount points of the host whose files nodes see: its root

@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -42,7 +44,11 @@ func runIn(ctx context.Context, dir, node string, argv []string) (int, error) {
 	}
 	done := make(chan result)
 	go func() { // a goroutine of its own, because its thread stays in the node
-		code, err := runInside(ctx, files, argv)
+		path := nodePath
+		if node == RoomName {
+			path = dir + ":" + nodePath // its sauh has no place in the host's directories
+		}
+		code, err := runInside(ctx, files, path, argv)
 		done <- result{code, err}
 	}()
 	res := <-done
@@ -50,13 +56,14 @@ func runIn(ctx context.Context, dir, node string, argv []string) (int, error) {
 }
 
 // runInside expects the node's namespaces and, last, the cgroup for the program.
-func runInside(ctx context.Context, files []*os.File, argv []string) (int, error) {
+// It changes only PATH in the environment.
+func runInside(ctx context.Context, files []*os.File, searchPath string, argv []string) (int, error) {
 	namespaces, cgroup := files[:len(files)-1], files[len(files)-1]
 	if err := sys.EnterNamespaces(namespaces); err != nil {
 		return 0, err
 	}
 	// The search happens inside, on this thread.
-	path, err := exec.LookPath(argv[0])
+	path, err := lookPath(searchPath, argv[0])
 	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
 		fmt.Fprintf(os.Stderr, "%s: command not found\n", argv[0])
 		return 127, nil
@@ -64,7 +71,7 @@ func runInside(ctx context.Context, files []*os.File, argv []string) (int, error
 		return 126, err
 	}
 	p, err := os.StartProcess(path, argv, &os.ProcAttr{
-		Dir: "/", Env: os.Environ(),
+		Dir: "/", Env: append(os.Environ(), "PATH="+searchPath),
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 		Sys:   &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd())},
 	})
@@ -88,6 +95,19 @@ func runInside(ctx context.Context, files []*os.File, argv []string) (int, error
 		return 0, fmt.Errorf("wait for %s: %w", argv[0], err)
 	}
 	return shellStatus(st.Sys().(syscall.WaitStatus)), nil
+}
+
+// lookPath finds a program as a shell with that PATH would.
+func lookPath(searchPath, name string) (string, error) {
+	if strings.Contains(name, "/") {
+		return exec.LookPath(name)
+	}
+	for dir := range strings.SplitSeq(searchPath, ":") {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path, nil
+		}
+	}
+	return "", exec.ErrNotFound
 }
 
 func killOn(ctx context.Context, p *os.Process, signals <-chan os.Signal, ended <-chan struct{}) {

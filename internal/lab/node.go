@@ -376,7 +376,7 @@ func (n *node) startInit(spec, ready *os.File, bootID string) (*machine, error) 
 		return nil, err
 	}
 	defer null.Close()
-	pid, ended, err := n.room.reaper.Start("/proc/self/exe", []string{"sauh", "lab", "internal", "init"}, &os.ProcAttr{
+	pid, ended, err := n.room.reaper.Start(binaryPath(n.room.config.Dir), []string{"sauh", "lab", "internal", "init"}, &os.ProcAttr{
 		Dir: "/", Env: initEnvironment(),
 		Files: []*os.File{null, os.Stdout, os.Stderr, spec, ready},
 		Sys: &syscall.SysProcAttr{
@@ -394,9 +394,12 @@ func (n *node) startInit(spec, ready *os.File, bootID string) (*machine, error) 
 	return &machine{pid: pid, ended: ended, bootID: bootID}, nil
 }
 
-// initEnvironment is what systemd gives its units.
+// nodePath is the PATH that systemd gives its units.
+const nodePath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// initEnvironment is a unit's environment.
 func initEnvironment() []string {
-	return []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=/root"}
+	return []string{"PATH=" + nodePath, "LANG=C.UTF-8", "HOME=/root"}
 }
 
 func (n *node) link(ctx context.Context, network Network, up bool) error {

@@ -176,13 +176,19 @@ func sortDrops(set map[Drop]bool) []Drop {
 func (d Drop) key() string { return string(d.Network) + " " + d.From + " " + d.To }
 
 // ruleset is the nftables text. The hook forward sees what goes from port to
-// port, and never what the room itself sends or receives.
+// port, and never what the room itself sends or receives. A direction that is
+// dropped alone lets ARP pass: otherwise the other one would die with its
+// neighbour entry, half a minute later.
 func ruleset(drops []Drop) string {
 	var b strings.Builder
 	b.WriteString("table bridge sauh\ndelete table bridge sauh\ntable bridge sauh {\n\tchain forward {\n")
 	b.WriteString("\t\ttype filter hook forward priority 0; policy accept;\n")
 	for _, d := range drops {
-		fmt.Fprintf(&b, "\t\tiifname %q oifname %q drop\n", portName(d.From, d.Network), portName(d.To, d.Network))
+		match := ""
+		if !slices.Contains(drops, Drop{Network: d.Network, From: d.To, To: d.From}) {
+			match = "ether type != arp "
+		}
+		fmt.Fprintf(&b, "\t\tiifname %q oifname %q %sdrop\n", portName(d.From, d.Network), portName(d.To, d.Network), match)
 	}
 	b.WriteString("\t}\n}\n")
 	return b.String()

@@ -74,8 +74,8 @@ func (u *units) watch(ctx context.Context, unit Unit, ended <-chan unix.WaitStat
 		case st := <-ended:
 			u.log.Printf("%s ended: %s", unit.Name, describe(st))
 		}
-		if err := sys.Cgroup(unitCgroup(unit)).Kill(); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			u.log.Printf("kill the rest of %s: %v", unit.Name, err)
+		if err := clearUnit(ctx, sys.Cgroup(unitCgroup(unit))); err != nil {
+			u.log.Printf("clear the rest of %s: %v", unit.Name, err)
 		}
 		if !unit.Restart {
 			return
@@ -92,6 +92,24 @@ func (u *units) watch(ctx context.Context, unit Unit, ended <-chan unix.WaitStat
 		}
 		ended = next
 	}
+}
+
+// clearUnit kills what a unit left in its cgroup and removes the cgroup. It must
+// not be used again: Linux 6.18 kills at once a process that is cloned between
+// cgroups (CLONE_INTO_CGROUP) of which one has seen cgroup.kill and the other has not,
+// and the agent starts guests that way.
+func clearUnit(ctx context.Context, cgroup sys.Cgroup) error {
+	if err := cgroup.Kill(); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	if err := cgroup.WaitEmpty(ctx); err != nil {
+		return err
+	}
+	return cgroup.Remove()
 }
 
 func describe(st unix.WaitStatus) string {
