@@ -232,6 +232,23 @@ func TestWorkerTellsAGuardThatForgotAGuest(t *testing.T) {
 	d.failed("acknowledge", ha.FailOther, "no guard", "wake 1s")
 }
 
+func TestWorkerReportsAGuardThatFailsUntilItDoesNot(t *testing.T) {
+	d := talkToWorker(t)
+	d.statuses = true
+	d.guest(100, pveconf.HAStarted)
+	delete(d.v.Protected, 100)
+	d.v.Statuses[100] = ha.StatusRecord{Status: ha.Status{State: ha.StatusStarting, Node: "n1"}, Revision: 900}
+	d.view("acknowledge vm:100 [prot 0 conf 100] written false")
+	d.failed("acknowledge", ha.FailOther, "no guard", "status vm:100 error on n1", "acknowledge vm:100 [prot 0 conf 100] written false")
+	d.reason("status", "vm:100 is error: putting it under the guard failed: no guard")
+	d.done("status", 1001)
+	d.done("acknowledge", 1002)
+	d.v.Revision, d.v.Protected[100] = 1002, ha.Protected{Protected: model.Protected{Node: "n1"}, Revision: 1002}
+	d.v.Statuses[100] = ha.StatusRecord{Status: ha.Status{State: ha.StatusError, Node: "n1", Reason: "putting it under the guard failed: no guard"}, Revision: 1001}
+	d.view("status vm:100 starting on n1", "start vm:100 attempt 1")
+	d.reason("status", "vm:100 is starting: ")
+}
+
 func TestWorkerTakesFromTheGuardWhatIsNoHAResource(t *testing.T) {
 	d := talkToWorker(t)
 	d.guest(100, pveconf.HAStarted)
@@ -291,6 +308,7 @@ func TestWorkerLeavesAGuestThatMigratesAlone(t *testing.T) {
 	d.view()
 	delete(d.v.Intents, 100) // decided for n1, whose QEMU is gone
 	d.view("start vm:100 attempt 1")
+	d.reason("start", "start vm:100, attempt 1: the requested state is started") // no failure of the guest
 }
 
 func TestWorkerLeavesAGuestThatATaskHasInHandAlone(t *testing.T) {
