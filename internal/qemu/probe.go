@@ -18,6 +18,7 @@ import (
 
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/storage"
+	"sauh.dev/sauh/internal/sys"
 )
 
 // probeDisk boots, does what a kernel does in its first tenth of a second and
@@ -45,12 +46,14 @@ type Accel struct {
 type accelCache struct {
 	QEMU   string `json:"qemu"`
 	Kernel string `json:"kernel"`
+	BootID string `json:"boot_id"`
 	Accel  Accel  `json:"accel"`
 }
 
 // ProbeAccel finds out which accelerator works, by booting a tiny disk with it:
 // /dev/kvm can be opened on machines where no ordinary guest boots. The answer is kept in
-// runDir until QEMU's version or the kernel's changes. It takes up to five seconds for KVM and, where that
+// runDir until QEMU's version or the kernel's changes; that KVM does not work is believed until the
+// next boot only, because an overloaded machine looks the same. It takes up to five seconds for KVM and, where that
 // does not work, usually 0.2 s more. If not even TCG boots the error satisfies model.ErrUnavailable.
 func ProbeAccel(ctx context.Context, runDir string) (Accel, error) {
 	version, err := QEMUVersion(ctx)
@@ -64,7 +67,11 @@ func ProbeAccel(ctx context.Context, runDir string) (Accel, error) {
 	if err := os.MkdirAll(runDir, 0o700); err != nil {
 		return Accel{}, fmt.Errorf("probe acceleration: %w", err)
 	}
-	want := accelCache{QEMU: version, Kernel: strings.TrimSpace(string(kernel))}
+	bootID, err := sys.BootID()
+	if err != nil {
+		return Accel{}, fmt.Errorf("probe acceleration: %w", err)
+	}
+	want := accelCache{QEMU: version, Kernel: strings.TrimSpace(string(kernel)), BootID: bootID}
 	path := filepath.Join(runDir, "accel.cache")
 	if a, ok := cachedAccel(path, want); ok {
 		return a, nil
@@ -82,8 +89,7 @@ func ProbeAccel(ctx context.Context, runDir string) (Accel, error) {
 	return want.Accel, nil
 }
 
-// cachedAccel returns a former answer for the same QEMU and kernel. An answer
-// of TCG that is owed to a missing /dev/kvm is asked again once that is there.
+// cachedAccel returns a former answer if it still holds.
 func cachedAccel(path string, want accelCache) (Accel, bool) {
 	var have accelCache
 	text, err := os.ReadFile(path)
@@ -91,10 +97,11 @@ func cachedAccel(path string, want accelCache) (Accel, bool) {
 		return Accel{}, false
 	}
 	_, err = os.Stat("/dev/kvm")
-	if (err == nil) != strings.Contains(have.Accel.Reason, noKVM) {
-		return have.Accel, have.Accel.Name == TCG || err == nil
+	if have.Accel.Name == KVM {
+		return have.Accel, err == nil
 	}
-	return Accel{}, false
+	// /dev/kvm may have come since.
+	return have.Accel, have.BootID == want.BootID && strings.Contains(have.Accel.Reason, noKVM) == (err != nil)
 }
 
 const noKVM = "/dev/kvm does not exist"
@@ -151,7 +158,7 @@ func boots(ctx context.Context, dir, accel string, limit time.Duration) string {
 		return ""
 	}
 	if ctx.Err() != nil {
-		return fmt.Sprintf("a probe guest %s, and was not through after %s", reached(string(steps)), limit)
+		return fmt.Sprintf("a probe guest %s within %s", reached(string(steps)), limit)
 	}
 	return fmt.Sprintf("a probe guest %s: %v %s", reached(string(steps)), err, lastComplaint(stderr.String()))
 }
@@ -160,15 +167,15 @@ func boots(ctx context.Context, dir, accel string, limit time.Duration) string {
 func reached(steps string) string {
 	switch {
 	case strings.Contains(steps, "W"):
-		return "did everything and ended wrongly"
+		return "did everything and did not end"
 	case strings.Contains(steps, "X"):
-		return "reached 64-bit mode and then ran too slowly to be of use (the processor emulates it one instruction at a time)"
+		return "reached 64-bit mode, where the processor is too slow to be of use, and was not through"
 	case strings.Contains(steps, "L"):
-		return "reached 64-bit mode and stopped at its first exception"
+		return "reached 64-bit mode and did not return from its first exception"
 	case strings.Contains(steps, "P"):
-		return "reached 32-bit mode and stopped on its way into 64-bit mode"
+		return "reached 32-bit mode and did not get into 64-bit mode"
 	case strings.Contains(steps, "S"):
-		return "read its disk and stopped on its way into 32-bit mode"
+		return "read its disk and did not get into 32-bit mode"
 	}
 	return "did not get as far as reading its disk"
 }

@@ -230,6 +230,20 @@ func deadline(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
+// eventually polls ok until it is true.
+func eventually(t *testing.T, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	ticks := time.NewTicker(20 * time.Millisecond)
+	defer ticks.Stop()
+	for over := time.After(limit); !ok(); {
+		select {
+		case <-ticks.C:
+		case <-over:
+			t.Fatalf("not within %s: %s", limit, what)
+		}
+	}
+}
+
 func TestASecondStartOfAGuestIsBusy(t *testing.T) {
 	b := newBench(t)
 	p := b.start(t, b.spec(100))
@@ -295,6 +309,42 @@ func TestAFrozenGuestHoldsNobodyUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.nothingLeft(t, 100)
+}
+
+func TestAFrozenCgroupRefusesAStart(t *testing.T) {
+	b := newBench(t)
+	group := sys.Cgroup(b.group(100))
+	if err := errors.Join(group.Create(), group.Freeze()); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Start(t.Context(), b.spec(100), string(group))
+	wantKind(t, err, model.ErrUnavailable, "its cgroup is frozen")
+	b.nothingLeft(t, 100)
+	// The guard may freeze a moment later, too. Then nothing but this start waits.
+	err = run(deadline(t, 500*time.Millisecond), b.spec(100), string(group))
+	wantKind(t, err, model.ErrUnavailable, "did not come up in time")
+	if populated, err := group.Populated(); err != nil || populated {
+		t.Errorf("populated %v, %v", populated, err)
+	}
+}
+
+func TestAStartKeepsTheGuardsMarkOnTheCgroup(t *testing.T) {
+	b := newBench(t)
+	group := sys.Cgroup(b.group(100))
+	p := b.start(t, b.spec(100))
+	if err := errors.Join(p.Kill(t.Context()), group.SetMark("sauh.test", []byte("kept"))); err != nil {
+		t.Fatal(err)
+	}
+	// Traces of the dead guest are cleared, one start goes wrong, one succeeds.
+	bad := b.spec(100)
+	bad.Extra = []string{"-device", "nonsense"}
+	if _, err := Start(t.Context(), bad, string(group)); err == nil {
+		t.Fatal("it started")
+	}
+	b.start(t, b.spec(100))
+	if value, ok, err := group.Mark("sauh.test"); err != nil || !ok || string(value) != "kept" {
+		t.Errorf("mark %q %v %v", value, ok, err)
+	}
 }
 
 func TestAThawedGuestAnswersAgain(t *testing.T) {
@@ -469,9 +519,10 @@ func TestTheConsoleShowsTheFirmware(t *testing.T) {
 		}
 		seen.Write(buf[:n])
 	}
-	if log, err := os.ReadFile(p.Spec().SerialLog(0)); err != nil || !strings.Contains(string(log), "SeaBIOS") {
-		t.Errorf("the log holds %q, %v", log, err)
-	}
+	eventually(t, 5*time.Second, "the log holds what the console showed", func() bool {
+		log, err := os.ReadFile(p.Spec().SerialLog(0))
+		return err == nil && strings.Contains(string(log), "SeaBIOS")
+	})
 }
 
 func TestTheProbeFindsAnAcceleratorAndRemembersIt(t *testing.T) {
@@ -494,6 +545,41 @@ func TestTheProbeFindsAnAcceleratorAndRemembersIt(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(b.runDir, "probe-*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestARememberedAcceleratorHoldsOnlyWhileItMay(t *testing.T) {
+	_, err := os.Stat("/dev/kvm")
+	haveKVM := err == nil
+	now := accelCache{QEMU: "10.0.2", Kernel: "6.1", BootID: "b1"}
+	with := func(name, reason string) accelCache {
+		c := now
+		c.Accel = Accel{name, reason}
+		return c
+	}
+	otherBoot, otherQEMU, otherKernel := now, now, now
+	otherBoot.BootID, otherQEMU.QEMU, otherKernel.Kernel = "b2", "10.1.0", "6.2"
+	for _, c := range []struct {
+		name       string
+		have, want accelCache
+		ok         bool
+	}{
+		{"tcg, KVM did not boot", with(TCG, "slow"), now, haveKVM},
+		{"tcg, no KVM there", with(TCG, noKVM), now, !haveKVM},
+		{"tcg, another boot", with(TCG, "slow"), otherBoot, false},
+		{"kvm", with(KVM, "booted"), now, haveKVM},
+		{"kvm, another boot", with(KVM, "booted"), otherBoot, haveKVM},
+		{"kvm, another QEMU", with(KVM, "booted"), otherQEMU, false},
+		{"kvm, another kernel", with(KVM, "booted"), otherKernel, false},
+	} {
+		path := filepath.Join(t.TempDir(), "cache")
+		text, err := json.Marshal(c.have)
+		if err != nil || os.WriteFile(path, text, 0o600) != nil {
+			t.Fatal(err)
+		}
+		if _, ok := cachedAccel(path, c.want); ok != c.ok {
+			t.Errorf("%s: believed is %v, want %v", c.name, ok, c.ok)
+		}
 	}
 }
 

@@ -60,21 +60,31 @@ func Start(ctx context.Context, s Spec, cgroupDir string) (*Process, error) {
 	if err := clearOld(ctx, s.RunDir, s.VMID, cgroupDir); err != nil {
 		return nil, err
 	}
+	_, err = os.Stat(cgroupDir)
+	made := errors.Is(err, fs.ErrNotExist)
 	p, err := launch(ctx, s, cgroupDir)
 	if err != nil {
-		return nil, undo(ctx, s, cgroupDir, err)
+		return nil, undo(ctx, s, cgroupDir, made, err)
 	}
 	return p, nil
 }
 
-// undo kills what a start that went wrong has begun.
-func undo(ctx context.Context, s Spec, cgroupDir string, cause error) error {
+// undo kills what a start that went wrong has begun. A cgroup that was there
+// before stays: the guard may have put its mark on it.
+func undo(ctx context.Context, s Spec, cgroupDir string, made bool, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
 	if err := killCgroup(ctx, cgroupDir); err != nil {
 		return errors.Join(cause, fmt.Errorf("clean up after it: %w", err))
 	}
-	return errors.Join(cause, removeFiles(s.RunDir, s.VMID), sys.Cgroup(cgroupDir).Remove())
+	err := removeFiles(s.RunDir, s.VMID)
+	if made {
+		err = errors.Join(err, sys.Cgroup(cgroupDir).Remove())
+	}
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	return cause
 }
 
 // checkHost refuses early, and with clearer words than QEMU's, what cannot work.
@@ -116,7 +126,7 @@ func lockGuest(runDir string, id model.VMID) (*os.File, error) {
 
 // clearOld refuses a second process and removes the traces of an ended one.
 func clearOld(ctx context.Context, runDir string, id model.VMID, cgroupDir string) error {
-	p, err := adopt(ctx, runDir, id)
+	p, _, err := adopt(ctx, runDir, id)
 	if err == nil {
 		defer p.Close()
 		return model.Errorf(model.ErrBusy, "guest %s is running already as process %d", id, p.PID())
@@ -126,6 +136,9 @@ func clearOld(ctx context.Context, runDir string, id model.VMID, cgroupDir strin
 	}
 	if populated, err := sys.Cgroup(cgroupDir).Populated(); err == nil && populated {
 		return model.Errorf(model.ErrBusy, "the cgroup %s of guest %s holds processes that nobody started as this guest: end them first", cgroupDir, id)
+	}
+	if frozen, err := sys.Cgroup(cgroupDir).Frozen(); err == nil && frozen {
+		return model.Errorf(model.ErrUnavailable, "guest %s cannot start: its cgroup is frozen, because this node's lease is over", id)
 	}
 	return nil
 }
@@ -168,30 +181,30 @@ func launch(ctx context.Context, s Spec, cgroupDir string) (*Process, error) {
 
 // run executes QEMU and returns when it has gone into the background.
 func run(ctx context.Context, s Spec, cgroupDir string) error {
-	group, err := os.Open(cgroupDir)
+	binary, err := exec.LookPath(Binary)
 	if err != nil {
-		return fmt.Errorf("start guest %s: %w", s.VMID, err)
+		return notInstalled()
 	}
-	defer group.Close()
 	// A file, because a pipe would be held open by the process in the background.
 	stderr, err := os.OpenFile(runFile(s.RunDir, s.VMID, suffixErr), os.O_CREATE|os.O_RDWR|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("start guest %s: %w", s.VMID, err)
 	}
 	defer stderr.Close()
-	cmd := exec.CommandContext(ctx, Binary, Argv(s)...)
+	// A shell enters the cgroup and becomes QEMU. Not SysProcAttr.CgroupFD: a child that
+	// is born into a cgroup which the guard freezes at that moment never reaches its exec,
+	// and until it does Go's vfork stops the whole agent, the lease's renewal included.
+	argv := append([]string{"-c", `echo 0 >"$0/cgroup.procs" && exec "$@"`, cgroupDir, binary}, Argv(s)...)
+	cmd := exec.CommandContext(ctx, "/bin/sh", argv...)
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = stderr, stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(group.Fd())}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Run()
 	if err == nil {
 		return nil
 	}
 	if ctx.Err() != nil {
-		return model.Errorf(model.ErrUnavailable, "QEMU of guest %s did not come up in time: its storage may not answer (%v)", s.VMID, ctx.Err())
-	}
-	if errors.Is(err, exec.ErrNotFound) {
-		return model.Errorf(model.ErrUnavailable, "%s is not installed on this node: install qemu-system-x86", Binary)
+		return model.Errorf(model.ErrUnavailable, "QEMU of guest %s did not come up in time: its storage does not answer, or its cgroup was frozen (%v)", s.VMID, ctx.Err())
 	}
 	said, readErr := os.ReadFile(stderr.Name())
 	if readErr != nil {
@@ -261,43 +274,50 @@ func Adopt(ctx context.Context, runDir string, id model.VMID) (*Process, error) 
 		return nil, err
 	}
 	defer lock.Close()
-	return adopt(ctx, runDir, id)
+	p, group, err := adopt(ctx, runDir, id)
+	if errors.Is(err, model.ErrNotFound) && group != "" {
+		if err := sys.Cgroup(group).Remove(); err != nil {
+			return nil, fmt.Errorf("find guest %s: %w", id, err)
+		}
+	}
+	return p, err
 }
 
 func notRunning(id model.VMID) error {
 	return model.Errorf(model.ErrNotFound, "guest %s does not run on this node", id)
 }
 
-// adopt does Adopt's work; the guest's lock is held.
-func adopt(ctx context.Context, runDir string, id model.VMID) (*Process, error) {
+// adopt does Adopt's work; the guest's lock is held. group is the cgroup of a
+// guest that does not run any more. It is emptied, and left for the caller to remove.
+func adopt(ctx context.Context, runDir string, id model.VMID) (p *Process, group string, err error) {
 	text, err := os.ReadFile(runFile(runDir, id, suffixState))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, notRunning(id)
+		return nil, "", notRunning(id)
 	} else if err != nil {
-		return nil, fmt.Errorf("find guest %s: %w", id, err)
+		return nil, "", fmt.Errorf("find guest %s: %w", id, err)
 	}
 	var st state
 	if err := json.Unmarshal(text, &st); err != nil {
-		return nil, fmt.Errorf("find guest %s: read its state: %w", id, err)
+		return nil, "", fmt.Errorf("find guest %s: read its state: %w", id, err)
 	}
 	st.Spec.RunDir = runDir
 	if same, err := identify(&st); err != nil {
-		return nil, fmt.Errorf("find guest %s: %w", id, err)
+		return nil, "", fmt.Errorf("find guest %s: %w", id, err)
 	} else if same {
 		p, err := watch(st.Spec, st.Facts)
 		if err == nil || !errors.Is(err, os.ErrProcessDone) {
-			return p, err
+			return p, "", err
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
 	if err := killCgroup(ctx, st.Facts.Cgroup); err != nil {
-		return nil, fmt.Errorf("find guest %s: end what is left of it: %w", id, err)
+		return nil, "", fmt.Errorf("find guest %s: end what is left of it: %w", id, err)
 	}
-	if err := errors.Join(removeFiles(runDir, id), sys.Cgroup(st.Facts.Cgroup).Remove()); err != nil {
-		return nil, err
+	if err := removeFiles(runDir, id); err != nil {
+		return nil, "", err
 	}
-	return nil, notRunning(id)
+	return nil, st.Facts.Cgroup, notRunning(id)
 }
 
 // identify reports whether the process of st still runs, and completes the

@@ -40,12 +40,16 @@ func ask(ctx context.Context, args ...string) ([]byte, error) {
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if errors.Is(err, exec.ErrNotFound) {
-		return nil, model.Errorf(model.ErrUnavailable, "%s is not installed on this node: install qemu-system-x86", Binary)
+		return nil, notInstalled()
 	}
 	if err != nil {
 		return nil, model.Errorf(model.ErrUnavailable, "%s %s: %v %s", Binary, strings.Join(args, " "), err, bytes.TrimSpace(stderr.Bytes()))
 	}
 	return out, nil
+}
+
+func notInstalled() error {
+	return model.Errorf(model.ErrUnavailable, "%s is not installed on this node: install qemu-system-x86", Binary)
 }
 
 // ResolveMachine returns the versioned machine type that name means to this
