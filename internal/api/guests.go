@@ -87,6 +87,9 @@ func guestRow(g model.Guest) obj {
 	if g.PID != 0 {
 		o["pid"] = g.PID
 	}
+	if g.Frozen { // by the guard: Sauh's own key
+		o["frozen"] = 1
+	}
 	return o
 }
 

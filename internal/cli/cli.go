@@ -174,6 +174,7 @@ func (o *output) print(v any, table func(w io.Writer)) error {
 	}
 	enc := json.NewEncoder(o.m.Stdout)
 	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
 	return enc.Encode(v)
 }
 

@@ -36,7 +36,7 @@ func (m *Main) vmMigrate() *cobra.Command {
 		if target == node {
 			return fmt.Errorf("guest %d is already on node %s", id, node)
 		}
-		upid, err := c.MigrateGuest(ctx, node, id, target, online)
+		upid, err := begin(ctx, c, node, id, target, online)
 		if err != nil {
 			return err
 		}
@@ -48,6 +48,16 @@ func (m *Main) vmMigrate() *cobra.Command {
 		return mv.report(out)
 	})
 	return cmd
+}
+
+// beginTimeout is how long the source may take to accept a migration.
+const beginTimeout = 30 * time.Second
+
+// begin starts the task. Ctrl-C waits until its id is known: without the id it could not be cancelled.
+func begin(ctx context.Context, c *client.Client, node string, id model.VMID, target string, online bool) (string, error) {
+	late, stop := context.WithTimeout(context.WithoutCancel(ctx), beginTimeout)
+	defer stop()
+	return c.MigrateGuest(late, node, id, target, online)
 }
 
 // move is a migration that somebody watches.

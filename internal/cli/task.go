@@ -42,6 +42,7 @@ func (m *Main) taskList() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		sort.SliceStable(tasks, func(i, j int) bool { return tasks[i].Start > tasks[j].Start })
 		if limit > 0 && len(tasks) > limit {
 			tasks = tasks[:limit]
 		}
@@ -77,7 +78,6 @@ func (m *Main) tasks(ctx context.Context, c *client.Client, node string) ([]mode
 		}
 		all = append(all, list...)
 	}
-	sort.SliceStable(all, func(i, j int) bool { return all[i].Start > all[j].Start })
 	return all, nil
 }
 

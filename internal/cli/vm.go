@@ -260,7 +260,7 @@ func (m *Main) vmStatus() *cobra.Command {
 			if st.HA.Managed == 1 {
 				ha = "requested " + st.HA.State
 			}
-			facts(w, "Guest", id.String(), "Name", st.Name, "Node", st.Node, "Status", st.Status, "QEMU", st.QMPStatus, "Lock", st.Lock,
+			facts(w, "Guest", id.String(), "Name", st.Name, "Node", st.Node, "Status", shown(st.Status, st.Frozen == 1), "QEMU", st.QMPStatus, "Lock", st.Lock,
 				"Process", number(st.PID), "CPUs", number(st.CPUs), "Memory", units.FormatBytes(st.MaxMemory), "Uptime", seconds(st.Uptime), "HA", ha)
 		})
 	})
@@ -288,18 +288,22 @@ func (m *Main) vmList() *cobra.Command {
 	return cmd
 }
 
+// shown is a guest's status with what the guard does to it.
+func shown(status string, frozen bool) string {
+	if frozen {
+		return status + " (frozen)"
+	}
+	return status
+}
+
 func printGuests(w io.Writer, guests []model.Guest) {
 	rows := [][]string{{"VMID", "NAME", "NODE", "STATUS", "MEMORY", "CPUS", "UPTIME", "HA"}}
 	for _, g := range guests {
-		status := g.Status
-		if g.Frozen {
-			status += " (frozen)"
-		}
 		mem := ""
 		if g.MemoryMiB > 0 {
 			mem = strconv.FormatInt(g.MemoryMiB, 10) + " MiB"
 		}
-		rows = append(rows, []string{g.VMID.String(), g.Name, g.Node, status, mem, number(g.CPUs), seconds(g.Uptime), g.HA})
+		rows = append(rows, []string{g.VMID.String(), g.Name, g.Node, shown(g.Status, g.Frozen), mem, number(g.CPUs), seconds(g.Uptime), g.HA})
 	}
 	table(w, rows...)
 }

@@ -56,8 +56,9 @@ type GuestStatus struct {
 	Lock      string     `json:"lock,omitempty"`
 	PID       int        `json:"pid,omitempty"`
 	CPUs      int        `json:"cpus"`
-	MaxMemory int64      `json:"maxmem"` // bytes
-	Uptime    int64      `json:"uptime"` // seconds
+	MaxMemory int64      `json:"maxmem"`           // bytes
+	Uptime    int64      `json:"uptime"`           // seconds
+	Frozen    int        `json:"frozen,omitempty"` // 1 while the guard keeps it from running
 	HA        struct {
 		Managed int    `json:"managed"`
 		State   string `json:"state,omitempty"`

@@ -1,0 +1,260 @@
+package client_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"sauh.dev/sauh/internal/api"
+	"sauh.dev/sauh/internal/api/apitest"
+	"sauh.dev/sauh/internal/client"
+	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/storage"
+)
+
+// dial serves handler on a unix socket and returns a client of it.
+func dial(t *testing.T, handler http.Handler) *client.Client {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "s")
+	ln, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &httptest.Server{Listener: ln, Config: &http.Server{Handler: handler, ConnContext: api.LocalConnContext}}
+	srv.Start()
+	t.Cleanup(srv.Close)
+	c := client.New(client.Options{Socket: socket})
+	t.Cleanup(c.Close)
+	return c
+}
+
+func agent(t *testing.T, f *apitest.Fake) *client.Client {
+	return dial(t, api.NewServer(f.Backend(), api.Options{}))
+}
+
+func TestWhatTheBackendSaysArrivesUnchanged(t *testing.T) {
+	f := apitest.New()
+	c, ctx := agent(t, f), t.Context()
+	check := func(what string, want any, got any, err error) {
+		t.Helper()
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		} else if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", what, diff)
+		}
+	}
+	st, err := c.ClusterStatus(ctx)
+	check("ClusterStatus", f.Cluster, st, err)
+	in, err := c.NodeInfo(ctx, "n1")
+	check("NodeInfo", f.Info, in, err)
+	gs, err := c.Guests(ctx)
+	check("Guests", f.Guests, gs, err)
+	ss, err := c.Storages(ctx, client.LocalNode)
+	check("Storages", f.Storages, ss, err)
+	vs, err := c.Content(ctx, client.LocalNode, "nas")
+	check("Content", f.Volumes, vs, err)
+	rs, err := c.HAResources(ctx)
+	check("HAResources", f.Resources, rs, err)
+	ha, err := c.HAStatus(ctx)
+	check("HAStatus", f.HA, ha, err)
+	id, err := c.NextID(ctx)
+	check("NextID", model.VMID(103), id, err)
+	v, err := c.Version(ctx)
+	check("Version", client.Version{Release: "9.1", Version: "9.1.4", Commit: "0123456789abcdef", Sauh: "0.1.0", Go: "go1.26"}, v, err)
+	cfg, err := c.GuestConfig(ctx, "n1", 100)
+	want := f.Configs[100]
+	want.Keys = nil
+	check("GuestConfig", want, cfg, err)
+}
+
+func TestChangesReachTheBackendUnchanged(t *testing.T) {
+	f := apitest.New()
+	c, ctx := agent(t, f), t.Context()
+	comment := ""
+	upid := func(_ string, err error) error { return err }
+	for i, err := range []error{
+		c.CreateCluster(ctx, api.CreateClusterRequest{Name: "demo", Cluster: "10.10.2.1"}),
+		c.SetGuestConfig(ctx, "n1", 100, map[string]string{"tags": "a;b", "description": "50% & more=less\n"}, []string{"net0"}, ""),
+		c.HASet(ctx, "vm:100", "", &comment),
+		c.HASet(ctx, "vm:100", "stopped", nil),
+		c.AddStorage(ctx, "s", map[string]string{"type": "dir", "path": "/a b/ü"}),
+		c.DeleteVolume(ctx, "n1", "nas:100/a b#?.raw"),
+		upid(c.AllocateVolume(ctx, "n1", "nas", storage.Allocation{VMID: 100, Size: 1025})),
+		upid(c.ShutdownGuest(ctx, "n1", 100, 90*time.Second, false)),
+	} {
+		if err != nil {
+			t.Errorf("call %d: %v", i, err)
+		}
+	}
+	want := []string{
+		"Cluster.Create demo   10.10.2.1", "Guests.SetConfig 100 set description=50% & more=less\n tags=a;b delete net0 digest",
+		`HA.HASet vm:100 started ""`, `HA.HASet vm:100 stopped "the shop"`, "Storages.AddStorage s path=/a b/ü type=dir",
+		"Storages.DeleteVolume nas:100/a b#?.raw", `Storages.AllocateVolume nas vmid 100 name "" format "" size 2048`,
+		"Guests.Shutdown 100 1m30s force false",
+	}
+	if diff := cmp.Diff(want, f.Calls()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestARefusalIsTheSentinelItStandsFor(t *testing.T) {
+	for _, kind := range []error{model.ErrNoQuorum, model.ErrBusy, model.ErrConflict, model.ErrUnavailable, model.ErrExists, model.ErrInvalid, model.ErrNotFound} {
+		f := apitest.New()
+		f.Fail["Guests.Start"] = model.Errorf(kind, "a sentence")
+		_, err := agent(t, f).StartGuest(t.Context(), "n1", 101)
+		var e *client.Error
+		if !errors.Is(err, kind) || !errors.As(err, &e) {
+			t.Errorf("%v came as %v", kind, err)
+		}
+		if kind != model.ErrNoQuorum && err.Error() != "a sentence" {
+			t.Errorf("%v says %q", kind, err)
+		}
+	}
+}
+
+func TestARefusalWithParametersNamesThemAll(t *testing.T) {
+	_, err := agent(t, apitest.New()).CreateGuest(t.Context(), "n1", api.CreateGuestRequest{VMID: 200, Params: map[string]string{"cores": "x", "acpi": "y"}})
+	if want := "acpi: type check ('boolean') failed - got 'y'; cores: type check ('integer') failed - got 'x'"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+func TestARefusalWithoutABodyIsThePhraseOfTheStatusLine(t *testing.T) {
+	c := dial(t, api.NewServer(apitest.New().Backend(), api.Options{Local: func(*http.Request) bool { return false }}))
+	_, err := c.ClusterStatus(t.Context())
+	want := &client.Error{Status: 401, Message: "No ticket"}
+	var got *client.Error
+	if !errors.As(err, &got) || got.Status != want.Status || got.Message != want.Message {
+		t.Errorf("got %#v, want %#v", err, want)
+	}
+}
+
+func TestAnAgentThatIsNotThereIsNamedByItsSocket(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "none")
+	_, err := client.New(client.Options{Socket: socket}).ClusterStatus(t.Context())
+	want := fmt.Sprintf("the Sauh agent does not answer on %s: is it running? Start it with 'systemctl start sauh-agent' or 'sauh agent' (no such file or directory)", socket)
+	var lost *client.UnreachableError
+	if !errors.As(err, &lost) || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+func TestAnAgentThatDiesMeanwhileIsNotCalledAbsent(t *testing.T) {
+	c := dial(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+	if _, err := c.StartGuest(t.Context(), "n1", 100); err == nil || !strings.Contains(err.Error(), "closed the connection before it answered") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestWaitTaskReportsEachLineAndEachProgressOnce(t *testing.T) {
+	f := apitest.New()
+	c := agent(t, f)
+	want := append([]model.MigrationProgress(nil), f.Progress...)
+	upid, err := c.MigrateGuest(t.Context(), "n1", 100, "n2", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	var progress []model.MigrationProgress
+	err = c.WaitTask(t.Context(), upid, func(l string) { lines = append(lines, l) }, func(p model.MigrationProgress) { progress = append(progress, p) })
+	if err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff([]string{"this is the log of qmigrate", "TASK OK"}, lines); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(want, progress); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestWaitTaskReturnsTheTasksOwnError(t *testing.T) {
+	f := apitest.New()
+	f.TaskFails["qmstart"] = "image nas:100/vm-100-disk-0.qcow2 is locked by another process"
+	c := agent(t, f)
+	upid, err := c.StartGuest(t.Context(), "n1", 101)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = c.WaitTask(t.Context(), upid, nil, nil)
+	var failed *client.TaskError
+	if !errors.As(err, &failed) || failed.Task.UPID != upid || err.Error() != f.TaskFails["qmstart"] {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestWaitTaskEndsWithItsContextAndLeavesTheTaskAlone(t *testing.T) {
+	f := apitest.New()
+	f.Endless = true
+	c := agent(t, f)
+	upid, err := c.MigrateGuest(t.Context(), "n1", 100, "n2", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	err = c.WaitTask(ctx, upid, func(string) { cancel() }, nil)
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	for _, call := range f.Calls() {
+		if strings.HasPrefix(call, "Tasks.CancelTask") {
+			t.Error("the task was cancelled")
+		}
+	}
+}
+
+func TestWaitTaskOutlastsAShortSilence(t *testing.T) {
+	f := apitest.New()
+	inner := api.NewServer(f.Backend(), api.Options{})
+	silent := 3
+	c := dial(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if silent > 0 && strings.Contains(r.URL.Path, "/tasks/") {
+			silent--
+			panic(http.ErrAbortHandler)
+		}
+		inner.ServeHTTP(w, r)
+	}))
+	upid, err := c.StartGuest(t.Context(), "n1", 101)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.WaitTask(t.Context(), upid, nil, nil); err != nil || silent > 0 {
+		t.Errorf("got %v, %d silences left", err, silent)
+	}
+}
+
+func TestTheConsoleEndsInOrderWhenTheGuestEnds(t *testing.T) {
+	f := apitest.New()
+	f.Console = func(port net.Conn) { _, _ = io.WriteString(port, "login: ") }
+	conn, err := agent(t, f).Console(t.Context(), "n1", 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(conn)
+	if string(b) != "login: " || err != nil {
+		t.Errorf("got %q, %v", b, err)
+	}
+	_ = conn.Close()
+	f.Wait()
+}
+
+func TestOverHTTPSTheURLAndTheTransportAreUsed(t *testing.T) {
+	f := apitest.New()
+	srv := httptest.NewTLSServer(api.NewServer(f.Backend(), api.Options{Local: func(*http.Request) bool { return true }}))
+	t.Cleanup(srv.Close)
+	c := client.New(client.Options{URL: srv.URL + "/", TLS: srv.Client().Transport.(*http.Transport).TLSClientConfig})
+	defer c.Close()
+	if st, err := c.ClusterStatus(t.Context()); err != nil || st.Name != "demo" {
+		t.Errorf("got %v, %v", st, err)
+	}
+}
