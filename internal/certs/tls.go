@@ -67,7 +67,7 @@ func ClientByFingerprint(fingerprint, serverName string, clock Clock) *tls.Confi
 // CAOf returns the CA that a connection made with ClientByFingerprint was verified against.
 func CAOf(cs tls.ConnectionState, fingerprint string) (*x509.Certificate, error) {
 	for _, c := range cs.PeerCertificates {
-		if Fingerprint(c) == plainFingerprint(fingerprint) {
+		if c.IsCA && Fingerprint(c) == plainFingerprint(fingerprint) {
 			return c, nil
 		}
 	}

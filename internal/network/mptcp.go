@@ -14,6 +14,8 @@ import (
 // ErrNoMultipath: the kernel has no multipath TCP. Connections work, each over one network only.
 var ErrNoMultipath = errors.New("this kernel has no multipath TCP")
 
+var errNoInterface = errors.New("no interface of this node has this address")
+
 // From linux/mptcp_pm.h (family "mptcp_pm", version 1).
 const (
 	mptcpFamily  = "mptcp_pm"
@@ -58,7 +60,7 @@ type endpoint struct {
 
 // EnableMultipath makes the node's addresses, one in each network, endpoints of multipath TCP, so that every
 // connection with MPTCP between two such nodes has a path over each network. Endpoints of other addresses stay.
-// It is idempotent. Errors: ErrNoMultipath; an address that no interface has.
+// It is idempotent. KeepMultipath does the same and follows the links. Errors: ErrNoMultipath; an address that no interface has.
 func EnableMultipath(ctx context.Context, addrs []netip.Addr) error {
 	family, err := openMultipath(ctx)
 	if err != nil {
@@ -67,6 +69,7 @@ func EnableMultipath(ctx context.Context, addrs []netip.Addr) error {
 	if err := family.ensureLimits(); err != nil {
 		return fmt.Errorf("set multipath limits: %w", err)
 	}
+	preferFastSwitchover()
 	have, err := family.endpoints()
 	if err != nil {
 		return fmt.Errorf("list multipath endpoints: %w", err)
@@ -77,27 +80,6 @@ func EnableMultipath(ctx context.Context, addrs []netip.Addr) error {
 		}
 	}
 	return nil
-}
-
-// RefreshMultipath announces addr once more on all connections that exist. A connection that was made while addr's network
-// was dead has no path over it until then. Paths over addr that work are made anew, those over other addresses stay.
-func RefreshMultipath(ctx context.Context, addr netip.Addr) error {
-	family, err := openMultipath(ctx)
-	if err != nil {
-		return err
-	}
-	have, err := family.endpoints()
-	if err != nil {
-		return fmt.Errorf("list multipath endpoints: %w", err)
-	}
-	for _, e := range have {
-		if e.addr == addr.Unmap() {
-			if err := family.send(cmdDelAddr, e); err != nil {
-				return fmt.Errorf("withdraw multipath endpoint %s: %w", addr, err)
-			}
-		}
-	}
-	return EnableMultipath(ctx, []netip.Addr{addr})
 }
 
 // multipath is the kernel's path manager as a generic netlink family.
@@ -227,7 +209,7 @@ func (m multipath) send(cmd uint8, e endpoint) error {
 	nested := nl.NewRtAttr(attrAddr|unix.NLA_F_NESTED, nil)
 	nested.AddRtAttr(addrFamily, nl.Uint16Attr(family))
 	nested.AddRtAttr(attr, e.addr.AsSlice())
-	if e.id != 0 {
+	if cmd == cmdDelAddr {
 		nested.AddRtAttr(addrID, []byte{e.id})
 	}
 	if cmd == cmdAddAddr {
@@ -255,5 +237,5 @@ func interfaceOf(addr netip.Addr) (int32, error) {
 			return int32(a.LinkIndex), nil
 		}
 	}
-	return 0, fmt.Errorf("no interface of this node has the address %s", addr)
+	return 0, fmt.Errorf("%s: %w", addr, errNoInterface)
 }

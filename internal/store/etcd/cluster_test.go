@@ -125,7 +125,7 @@ func (c *testCluster) close(t *testing.T) {
 
 // losing puts the loss of answers in front of a server's commits.
 func (c *testCluster) losing(s *Server) {
-	s.commit = func(ctx context.Context, t etcdTxn) (*clientv3.TxnResponse, error) {
+	s.commit = func(ctx context.Context, t etcdTxn) (*txnResponse, error) {
 		resp, err := s.commitOnce(ctx, t)
 		if err == nil && c.lose.Load() > 0 {
 			c.lose.Add(-1)

@@ -93,7 +93,7 @@ func sameURLs(a, b []string) bool {
 // AddLearner announces a new member without a vote. It is idempotent until the new member was started.
 // etcd refuses changes of the membership until all voters were connected for 5 s; AddLearner
 // waits for that until ctx is done. Errors: model.ErrExists if a member of that name or with one of
-// these URLs is there, model.ErrBusy if too many are joining, model.ErrNoQuorum.
+// these URLs is there, model.ErrBusy if too many are joining or the wait was in vain, model.ErrNoQuorum.
 func (s *Server) AddLearner(ctx context.Context, name string, peerURLs []string) (string, error) {
 	if id, err := s.known(ctx, name, peerURLs); err != nil || id != "" {
 		return id, err
@@ -138,7 +138,7 @@ func (s *Server) known(ctx context.Context, name string, peerURLs []string) (str
 }
 
 // Promote gives a learner its vote, waiting until it has caught up or ctx is done. A voter stays one.
-// Errors: model.ErrNotFound, model.ErrNoQuorum, the context's.
+// Errors: model.ErrNotFound, model.ErrBusy if it had not caught up when ctx was done, model.ErrNoQuorum.
 func (s *Server) Promote(ctx context.Context, id string) error {
 	n, err := parseID(id)
 	if err != nil {
@@ -158,19 +158,22 @@ func (s *Server) Promote(ctx context.Context, id string) error {
 }
 
 // RemoveMember takes a member out, this one included. A member that is gone already is no error.
-// Errors: model.ErrBusy if the rest would not have a connected majority, model.ErrNoQuorum.
+// Voters must have been connected for 5 s, which it waits for. Errors: model.ErrBusy if the rest would
+// not have a connected majority then, model.ErrNoQuorum.
 func (s *Server) RemoveMember(ctx context.Context, id string) error {
 	n, err := parseID(id)
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, healthWait)
+	defer cancel()
 	err = s.poll(ctx, func(ctx context.Context) error {
 		_, err := s.client.MemberRemove(ctx, n)
 		if errors.Is(clientError(err), rpctypes.ErrMemberNotFound) {
 			return nil
 		}
 		return err
-	})
+	}, rpctypes.ErrUnhealthy)
 	if err != nil {
 		return fmt.Errorf("remove member %s: %w", id, err)
 	}
@@ -188,7 +191,11 @@ func parseID(id string) (uint64, error) {
 // changeTimeout bounds one attempt to change the membership, which a promotion forwards to the leader.
 const changeTimeout = 2 * time.Second
 
-// poll calls change until it succeeds, fails for good, or ctx is done. Errors of waitFor mean: not yet.
+// healthWait is longer than the 5 s for which etcd wants voters to have been connected.
+const healthWait = 6 * time.Second
+
+// poll calls change until it succeeds, fails for good, or ctx is done. Errors of waitFor mean: not yet; the last
+// one is returned when time is up.
 func (s *Server) poll(ctx context.Context, change func(context.Context) error, waitFor ...error) error {
 	for {
 		attempt, cancel := context.WithTimeout(ctx, changeTimeout)
@@ -205,7 +212,7 @@ func (s *Server) poll(ctx context.Context, change func(context.Context) error, w
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return fmt.Errorf("%w: %w", ctx.Err(), memberError(err))
+			return memberError(err)
 		}
 	}
 }

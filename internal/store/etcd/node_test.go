@@ -66,7 +66,8 @@ func runSwitch() error {
 type nodeCommand struct {
 	Start     *Config       // start the member
 	Puts      time.Duration // put a key every 10 ms for so long
-	Multipath []netip.Addr  // make these endpoints; answer with the kernel's counters
+	Multipath []netip.Addr  // keep these endpoints
+	Counters  bool          // answer with the kernel's counters
 	Transfer  bool          // hand the leadership over
 }
 
@@ -91,7 +92,18 @@ func runNode() error {
 	in, out := bufio.NewScanner(os.Stdin), json.NewEncoder(os.Stdout)
 	in.Buffer(nil, 1<<20)
 	var s *Server
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	keep := func(addrs []netip.Addr) {
+		wg.Go(func() {
+			if err := network.KeepMultipath(ctx, addrs, slog.New(slog.DiscardHandler)); err != nil {
+				fmt.Fprintln(os.Stderr, "multipath:", err)
+			}
+		})
+	}
 	defer func() {
+		cancel()
+		wg.Wait()
 		if s != nil {
 			_ = s.Close()
 		}
@@ -110,7 +122,8 @@ func runNode() error {
 		case cmd.Puts > 0:
 			answer.Puts = writePuts(s, cmd.Puts)
 		case cmd.Multipath != nil:
-			err = network.EnableMultipath(context.Background(), cmd.Multipath)
+			keep(cmd.Multipath)
+		case cmd.Counters:
 			answer.Netstat = readNetstat()
 		case cmd.Transfer:
 			err = s.TransferLeadership(context.Background())

@@ -24,7 +24,7 @@ import (
 // that the contract allows.
 const (
 	attemptTimeout = 400 * time.Millisecond
-	totalTimeout   = 900 * time.Millisecond
+	totalTimeout   = 950 * time.Millisecond
 	retryPause     = 20 * time.Millisecond // after an attempt that failed at once
 )
 
@@ -169,10 +169,12 @@ func buildTxn(sl *slot, id string, t store.Txn) etcdTxn {
 	return et
 }
 
-// commitFunc sends one attempt.
-type commitFunc func(ctx context.Context, t etcdTxn) (*clientv3.TxnResponse, error)
+type txnResponse = clientv3.TxnResponse
 
-func (s *Server) commitOnce(ctx context.Context, t etcdTxn) (*clientv3.TxnResponse, error) {
+// commitFunc sends one attempt.
+type commitFunc func(ctx context.Context, t etcdTxn) (*txnResponse, error)
+
+func (s *Server) commitOnce(ctx context.Context, t etcdTxn) (*txnResponse, error) {
 	return s.client.KV.Txn(ctx).If(t.conds...).Then(t.then...).Else(clientv3.OpGet(t.slot)).Commit()
 }
 
