@@ -116,49 +116,87 @@ type Discard struct {
 // replaces the one before; a list without one cancels it.
 type Wake struct{ At time.Duration }
 
-// Key and Why implement Action.
+// Key implements Action.
+func (TakeManager) Key() string { return "manager" }
 
-func (TakeManager) Key() string     { return "manager" }
-func (a Cut) Key() string           { return "cut " + a.Node }
-func (a Move) Key() string          { return "guest " + a.VMID.SID() }
-func (a ClearIntent) Key() string   { return "intent " + a.VMID.SID() }
-func (a SetStatus) Key() string     { return "status " + a.VMID.SID() }
-func (a Acknowledge) Key() string   { return "guest " + a.VMID.SID() }
+// Key implements Action.
+func (a Cut) Key() string { return "cut " + a.Node }
+
+// Key implements Action.
+func (a Move) Key() string { return "guest " + a.VMID.SID() }
+
+// Key implements Action.
+func (a ClearIntent) Key() string { return "intent " + a.VMID.SID() }
+
+// Key implements Action.
+func (a SetStatus) Key() string { return "status " + a.VMID.SID() }
+
+// Key implements Action.
+func (a Acknowledge) Key() string { return "guest " + a.VMID.SID() }
+
+// Key implements Action.
 func (a Unacknowledge) Key() string { return "guest " + a.VMID.SID() }
-func (a Start) Key() string         { return "guest " + a.VMID.SID() }
-func (a Stop) Key() string          { return "guest " + a.VMID.SID() }
-func (a Discard) Key() string       { return "guest " + a.VMID.SID() }
-func (Wake) Key() string            { return "wake" }
 
+// Key implements Action.
+func (a Start) Key() string { return "guest " + a.VMID.SID() }
+
+// Key implements Action.
+func (a Stop) Key() string { return "guest " + a.VMID.SID() }
+
+// Key implements Action.
+func (a Discard) Key() string { return "guest " + a.VMID.SID() }
+
+// Key implements Action.
+func (Wake) Key() string { return "wake" }
+
+// Why implements Action.
 func (a TakeManager) Why() string { return a.Manager.Node + " becomes the HA manager: " + a.Reason }
-func (a Cut) Why() string         { return a.Node + " is cut off: " + a.Reason }
+
+// Why implements Action.
+func (a Cut) Why() string { return a.Node + " is cut off: " + a.Reason }
+
+// Why implements Action.
 func (a Move) Why() string {
 	return a.VMID.SID() + " moves from " + a.From + " to " + a.To + ": " + a.Reason
 }
+
+// Why implements Action.
 func (a ClearIntent) Why() string { return "the migration of " + a.VMID.SID() + " ends: " + a.Reason }
+
+// Why implements Action.
 func (a SetStatus) Why() string {
 	return a.VMID.SID() + " is " + string(a.Status.State) + ": " + a.Status.Reason
 }
-func (a Acknowledge) Why() string   { return a.VMID.SID() + " goes under the guard: " + a.Reason }
+
+// Why implements Action.
+func (a Acknowledge) Why() string { return a.VMID.SID() + " goes under the guard: " + a.Reason }
+
+// Why implements Action.
 func (a Unacknowledge) Why() string { return a.VMID.SID() + " leaves the guard: " + a.Reason }
+
+// Why implements Action.
 func (a Start) Why() string {
 	return "start " + a.VMID.SID() + ", attempt " + strconv.Itoa(a.Attempt) + ": " + a.Reason
 }
-func (a Stop) Why() string    { return "stop " + a.VMID.SID() + ": " + a.Reason }
+
+// Why implements Action.
+func (a Stop) Why() string { return "stop " + a.VMID.SID() + ": " + a.Reason }
+
+// Why implements Action.
 func (a Discard) Why() string { return "kill the QEMU of " + a.VMID.SID() + ": " + a.Reason }
-func (a Wake) Why() string    { return "wait until " + a.At.String() }
 
-// Compares are the conditions of each transaction; every key that the action writes is among them.
+// Why implements Action.
+func (a Wake) Why() string { return "wait until " + a.At.String() }
 
-// Compares of ha/manager.
+// Compares are the conditions of the transaction, as in all that follow; every key that it writes is among them.
 func (a TakeManager) Compares() []Compare { return []Compare{{model.ManagerKey, a.IfRevision}} }
 
-// Compares of the silent record.
+// Compares the silent record.
 func (a Cut) Compares() []Compare {
 	return []Compare{{model.LivePrefix + a.Node, a.LiveRevision}}
 }
 
-// Compares of everything that must still be so for the guest to move.
+// Compares everything that must still be so for the guest to move.
 func (a Move) Compares() []Compare {
 	return []Compare{
 		{model.LivePrefix + a.From, a.LiveRevision},
@@ -170,17 +208,17 @@ func (a Move) Compares() []Compare {
 	}
 }
 
-// Compares of the intent.
+// Compares the intent.
 func (a ClearIntent) Compares() []Compare {
 	return []Compare{{model.IntentPrefix + a.VMID.String(), a.Revision}}
 }
 
-// Compares of the status record.
+// Compares the status record.
 func (a SetStatus) Compares() []Compare {
 	return []Compare{{model.HAStatusPrefix + a.VMID.SID(), a.IfRevision}}
 }
 
-// Compares of the acknowledgement; nothing is written if it is Written.
+// Compares the acknowledgement and the file; nothing is written if it is Written.
 func (a Acknowledge) Compares() []Compare {
 	return []Compare{
 		{model.ProtectedPrefix + a.VMID.String(), a.Revision},
@@ -188,7 +226,7 @@ func (a Acknowledge) Compares() []Compare {
 	}
 }
 
-// Compares of the acknowledgement.
+// Compares the acknowledgement.
 func (a Unacknowledge) Compares() []Compare {
 	return []Compare{{model.ProtectedPrefix + a.VMID.String(), a.Revision}}
 }

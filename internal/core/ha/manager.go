@@ -288,7 +288,7 @@ func (d *decision) cut(m Member, guests []placed) {
 	}
 	live := m.Live
 	live.Epoch++
-	live.Fenced, live.By = true, d.self
+	live.Fenced, live.By, live.Left = true, d.self, false
 	d.out.add(Cut{m.Name, m.LiveRevision, live, m.Why})
 	for _, g := range guests {
 		d.status(g.guest.VMID, Status{StatusFence, m.Name, m.Name + " is being cut off, then the guest moves"})

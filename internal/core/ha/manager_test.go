@@ -136,7 +136,8 @@ func TestManagerTriesAgainWhenAPlaceIsFound(t *testing.T) {
 	d.view() // the record is on its way: not written twice
 	d.v.Revision = 1002
 	d.v.Statuses[100] = ha.StatusRecord{Revision: 1002, Status: ha.Status{
-		State: ha.StatusRecovery, Node: "n3", Reason: "no node can take it: n1 has no storage nas; n2 has no storage nas; n3 is fenced"}}
+		State: ha.StatusRecovery, Node: "n3", Reason: "no node can take it: n1 has no storage nas; n2 has no storage nas; n3 is fenced",
+	}}
 	d.view() // and it says what it should
 	d.v.Members[1].Storages = []string{"nas"}
 	d.view("move vm:100 n3→n2 [live 1001 conf 100 prot 200 node 2]")
@@ -323,5 +324,17 @@ func TestStepLeavesTheStateItWasCalledOnAlone(t *testing.T) {
 		if _, actions := s.Step(0, d.v); len(actions) != 1 || line(actions[0]) != "move vm:100 n3→n1 [live 1001 conf 100 prot 200 node 1]" {
 			t.Fatalf("got %v", actions)
 		}
+	}
+}
+
+func TestManagerMovesTheGuestsOfANodeThatLeft(t *testing.T) {
+	d := talkToManager(t)
+	d.guest(100, "n3", pveconf.HAStarted)
+	m := d.member("n3")
+	m.Live.Left, m.MayTake, m.Why = true, true, "it left in good order, with no guest running"
+	d.view("cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3")
+	cut := d.given("cut n3").(ha.Cut)
+	if want := (model.Live{BootID: "boot-n3", Epoch: 5, Seq: 7, Fenced: true, By: "n1"}); cut.NewLive != want {
+		t.Errorf("got %+v, want %+v", cut.NewLive, want)
 	}
 }

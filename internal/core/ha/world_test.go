@@ -126,8 +126,10 @@ func newWorld() *world {
 	for i, name := range []string{"n1", "n2", "n3"} {
 		w.store.set(model.NodePrefix+name, model.Node{Name: name, MemoryMiB: 16384})
 		w.store.set(model.LivePrefix+name, model.Live{Epoch: 1})
-		m := &machine{name: name, epoch: 1, revision: w.store.revision, deadline: w.now + lease,
-			runs: map[model.VMID]bool{}, paused: map[model.VMID]int64{}, incoming: map[model.VMID]int64{}}
+		m := &machine{
+			name: name, epoch: 1, revision: w.store.revision, deadline: w.now + lease,
+			runs: map[model.VMID]bool{}, paused: map[model.VMID]int64{}, incoming: map[model.VMID]int64{},
+		}
 		w.machines = append(w.machines, m)
 		id := w.guests[i]
 		w.store.set(model.GuestConfigKey(name, id), "memory: 1024")
@@ -234,8 +236,13 @@ func (w *world) commit(m *machine, id model.VMID) {
 		return // not complete
 	}
 	from, to, prot := model.GuestConfigKey(in.Source, id), model.GuestConfigKey(m.name, id), model.ProtectedPrefix+id.String()
-	done := w.store.txn([]ha.Compare{{Key: key, Revision: rev}, {Key: from, Revision: w.store.kv[from].revision}, {Key: to},
-		{Key: prot, Revision: w.store.kv[prot].revision}, {Key: model.LivePrefix + m.name, Revision: w.store.kv[model.LivePrefix+m.name].revision}},
+	done := w.store.txn([]ha.Compare{
+		{Key: key, Revision: rev},
+		{Key: from, Revision: w.store.kv[from].revision},
+		{Key: to},
+		{Key: prot, Revision: w.store.kv[prot].revision},
+		{Key: model.LivePrefix + m.name, Revision: w.store.kv[model.LivePrefix+m.name].revision},
+	},
 		write{key, nil}, write{from, nil}, write{to, w.store.kv[from].value}, write{prot, model.Protected{Node: m.name}})
 	delete(m.incoming, id)
 	if done != 0 {
@@ -283,16 +290,20 @@ func (w *world) step(d *director, ev ha.Event) {
 }
 
 func (w *world) view(d *director, kv map[string]entry) ha.View {
-	v := ha.View{Revision: d.seen, Quorate: true, Resources: map[model.VMID]pveconf.HAState{}, Protected: map[model.VMID]ha.Protected{},
-		Intents: map[model.VMID]ha.Intent{}, Statuses: map[model.VMID]ha.StatusRecord{}}
+	v := ha.View{
+		Revision: d.seen, Quorate: true, Resources: map[model.VMID]pveconf.HAState{}, Protected: map[model.VMID]ha.Protected{},
+		Intents: map[model.VMID]ha.Intent{}, Statuses: map[model.VMID]ha.StatusRecord{},
+	}
 	v.Manager, _ = kv[model.ManagerKey].value.(model.Manager)
 	v.ManagerRevision = kv[model.ManagerKey].revision
 	for _, m := range w.machines {
 		live := kv[model.LivePrefix+m.name]
 		silence := w.now - d.arrived[m.name]
-		v.Members = append(v.Members, ha.Member{Name: m.name, Revision: kv[model.NodePrefix+m.name].revision, MemoryMiB: 16384,
+		v.Members = append(v.Members, ha.Member{
+			Name: m.name, Revision: kv[model.NodePrefix+m.name].revision, MemoryMiB: 16384,
 			Live: live.value.(model.Live), LiveRevision: live.revision, Silence: silence,
-			MayTake: silence >= takeWait && !live.value.(model.Live).Fenced, Why: "its lease is over"})
+			MayTake: silence >= takeWait && !live.value.(model.Live).Fenced, Why: "its lease is over",
+		})
 	}
 	for _, key := range slices.Sorted(maps.Keys(kv)) {
 		if node, id, ok := model.ParseGuestConfigKey(key); ok {

@@ -34,9 +34,11 @@ func TestTheNodeWithTheLeastConfiguredMemoryInPercentIsChosen(t *testing.T) {
 		{"less memory configured", place.Cluster{Nodes: []place.Node{node("n1"), node("n2")}, Guests: []place.Guest{guest(100, "n1", 512)}}, "n2"},
 		{"the same guest weighs less on a big node", place.Cluster{Nodes: []place.Node{node("n1"), node("n2", memory(65536))}, Guests: []place.Guest{guest(100, "n2", 4096)}}, "n2"},
 		{"same memory, fewer guests", place.Cluster{Nodes: []place.Node{node("n1"), node("n2")}, Guests: []place.Guest{
-			guest(100, "n1", 512), guest(101, "n1", 512), guest(102, "n2", 1024)}}, "n2"},
+			guest(100, "n1", 512), guest(101, "n1", 512), guest(102, "n2", 1024),
+		}}, "n2"},
 		{"the guest does not count against itself", place.Cluster{Nodes: []place.Node{node("n1"), node("n2")}, Guests: []place.Guest{
-			guest(900, "n1", 8192), guest(101, "n2", 512)}}, "n1"},
+			guest(900, "n1", 8192), guest(101, "n2", 512),
+		}}, "n1"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -88,8 +90,10 @@ func TestTheLastMiBIsGivenAwayAndNotOneMore(t *testing.T) {
 }
 
 func TestAPlanPlacesTheBiggestFirstAndCountsThem(t *testing.T) {
-	c := place.Cluster{Nodes: []place.Node{node("n1", memory(4096)), node("n2", memory(4096)), node("dead", state(place.Fenced))},
-		Guests: []place.Guest{guest(100, "dead", 1024), guest(101, "dead", 3072), guest(102, "dead", 2048), guest(103, "dead", 2048)}}
+	c := place.Cluster{
+		Nodes:  []place.Node{node("n1", memory(4096)), node("n2", memory(4096)), node("dead", state(place.Fenced))},
+		Guests: []place.Guest{guest(100, "dead", 1024), guest(101, "dead", 3072), guest(102, "dead", 2048), guest(103, "dead", 2048)},
+	}
 	plan := place.Plan([]place.Request{{VMID: 100, MemoryMiB: 1024}, {VMID: 103, MemoryMiB: 2048}, {VMID: 101, MemoryMiB: 3072}, {VMID: 102, MemoryMiB: 2048}}, c)
 	type row struct {
 		VMID model.VMID
