@@ -111,7 +111,7 @@ func probe(ctx context.Context, runDir string) (Accel, error) {
 	if err != nil {
 		return Accel{}, fmt.Errorf("probe acceleration: %w", err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	reason := noKVM
 	if _, err := os.Stat("/dev/kvm"); !errors.Is(err, fs.ErrNotExist) {
 		if reason = boots(ctx, dir, KVM, kvmProbeTimeout); reason == "" {

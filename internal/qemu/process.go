@@ -59,7 +59,7 @@ func watch(spec Spec, facts Facts) (*Process, error) {
 	}
 	// The number may have changed hands before it was opened; not after.
 	if ticks, err := sys.ProcessStart(facts.PID); err != nil || ticks != facts.StartTicks {
-		pidfd.Close()
+		_ = pidfd.Close()
 		return nil, fmt.Errorf("process %d: %w", facts.PID, os.ErrProcessDone)
 	}
 	p := &Process{spec: spec, facts: facts, pidfd: pidfd, done: make(chan struct{}), dialing: make(chan struct{}, 1)}
@@ -94,7 +94,7 @@ func (p *Process) Close() error {
 	p.conn, p.closed = nil, true
 	p.mu.Unlock()
 	if conn != nil {
-		conn.Close()
+		_ = conn.Close()
 	}
 	err := p.pidfd.Close()
 	p.wg.Wait()
@@ -123,7 +123,7 @@ func (p *Process) QMP(ctx context.Context) (*qmp.Conn, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		conn.Close()
+		_ = conn.Close()
 		return nil, fmt.Errorf("monitor of guest %s: %w", p.spec.VMID, os.ErrClosed)
 	}
 	p.conn = conn
@@ -139,7 +139,7 @@ func (p *Process) current() *qmp.Conn {
 	}
 	select {
 	case <-p.conn.Done():
-		p.conn.Close()
+		_ = p.conn.Close()
 		p.conn = nil
 	default:
 	}

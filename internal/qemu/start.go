@@ -128,7 +128,7 @@ func lockGuest(runDir string, id model.VMID) (*os.File, error) {
 func clearOld(ctx context.Context, runDir string, id model.VMID, cgroupDir string) error {
 	p, _, err := adopt(ctx, runDir, id)
 	if err == nil {
-		defer p.Close()
+		defer func() { _ = p.Close() }()
 		return model.Errorf(model.ErrBusy, "guest %s is running already as process %d", id, p.PID())
 	}
 	if !errors.Is(err, model.ErrNotFound) {
@@ -173,7 +173,7 @@ func launch(ctx context.Context, s Spec, cgroupDir string) (*Process, error) {
 		return nil, fmt.Errorf("start guest %s: %w", s.VMID, err)
 	}
 	if _, err := p.QMP(ctx); err != nil {
-		p.Close()
+		_ = p.Close()
 		return nil, fmt.Errorf("start guest %s: %w", s.VMID, err)
 	}
 	return p, nil

@@ -21,7 +21,7 @@ var (
 
 // QEMUVersion returns the version of this node's QEMU, "10.0.2". Without QEMU
 // the error satisfies errors.Is(err, model.ErrUnavailable).
-func QEMUVersion(ctx context.Context) (string, error) {
+func QEMUVersion(ctx context.Context) (string, error) { //nolint:revive // qemu.Version would read as this package's
 	out, err := ask(ctx, "--version")
 	if err != nil {
 		return "", err

@@ -182,8 +182,16 @@ func TestUnknownKeysAreKeptAndNamed(t *testing.T) {
 func TestSetRefusesWhatAParseWould(t *testing.T) {
 	g := parse(t, "memory: 512\n")
 	for _, c := range [][2]string{
-		{"memory", "x"}, {"memory", ""}, {"frobnicate", "1"}, {"net32", "virtio"}, {"virtio16", "nas:x"}, {"scsi31", "nas:x"},
-		{"name", "a\nb"}, {"tags", "a\nonboot: 1"}, {"net01", "virtio"}, {"description", strings.Repeat("x", 8193)},
+		{"memory", "x"},
+		{"memory", ""},
+		{"frobnicate", "1"},
+		{"net32", "virtio"},
+		{"virtio16", "nas:x"},
+		{"scsi31", "nas:x"},
+		{"name", "a\nb"},
+		{"tags", "a\nonboot: 1"},
+		{"net01", "virtio"},
+		{"description", strings.Repeat("x", 8193)},
 	} {
 		if err := g.Set(c[0], c[1]); !errors.Is(err, model.ErrInvalid) {
 			t.Errorf("Set(%s, %q): %v", c[0], c[1], err)

@@ -130,7 +130,7 @@ func (d *Driver) make(ctx context.Context, a storage.Allocation, fill func(part 
 	if err != nil {
 		return v, d.translate("make a volume", err)
 	}
-	defer os.Remove(part)
+	defer func() { _ = os.Remove(part) }()
 	if err := fill(part); err != nil {
 		return v, err
 	}
