@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -159,7 +160,8 @@ func labExec(name *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			code, err := r.RunIn(cmd.Context(), args[0], argv)
+			// Ctrl-C is the program's: it must not end this command before it.
+			code, err := r.RunIn(context.WithoutCancel(cmd.Context()), args[0], argv)
 			if err != nil {
 				return err
 			}

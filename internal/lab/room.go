@@ -54,7 +54,7 @@ func runSupervisor(dir string, ready *os.File) error {
 	if err != nil {
 		return fmt.Errorf("listen for commands: %w", err)
 	}
-	defer listener.Close()
+	defer func() { _ = listener.Close() }()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -163,7 +163,7 @@ func (s *supervisor) serve(ctx context.Context, l *net.UnixListener) error {
 
 // answer serves one connection: one request, one response.
 func (s *supervisor) answer(ctx context.Context, c *net.UnixConn) {
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	// A client writes its line at once; the time bounds one that does not.
 	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
 	var req request

@@ -22,20 +22,20 @@ func TestANodeIsAMachineOfItsOwn(t *testing.T) {
 	t.Parallel()
 	r := newRoom(t, 2)
 	for line, want := range map[string]string{
-		"hostname":                                                   "n1",
-		"grep ^0: /proc/1/cgroup":                                    "0::/init.scope",
-		"grep ^0: /proc/self/cgroup":                                 "0::/user.slice",
-		"ps -e -o comm= | sort":                                      "ps\nsauh\nsh\nsleep\nsort",
-		"ls /sys/class/net":                                          "eth0\neth1\nlo\nvmbr0",
-		"cat /etc/hostname":                                          "n1",
-		"ls -A /tmp /var/lib/sauh":                                   "/tmp:\n\n/var/lib/sauh:",
-		"ip -br addr show vmbr0 | awk '{print $3}'":                  "10.10.1.1/24",
-		"ip -br addr show eth1 | awk '{print $3}'":                   "10.10.2.1/24",
-		"cat /sys/class/net/vmbr0/bridge/forward_delay":              "0",
-		"cat /proc/sys/net/mptcp/enabled":                            "1",
-		"sauh helper realtime && echo allowed":                       "allowed",
-		"test -c /dev/net/tun && test -w /dev/null && echo there":    "there",
-		"tr -d ' \\n' < /etc/sauh/agent.json":                        `{"node":"n1","mgmt":"10.10.1.1","cluster":"10.10.2.1","bridge":"vmbr0"}`,
+		"hostname":                                                "n1",
+		"grep ^0: /proc/1/cgroup":                                 "0::/init.scope",
+		"grep ^0: /proc/self/cgroup":                              "0::/user.slice",
+		"ps -e -o comm= | sort":                                   "ps\nsauh\nsh\nsleep\nsort",
+		"ls /sys/class/net":                                       "eth0\neth1\nlo\nvmbr0",
+		"cat /etc/hostname":                                       "n1",
+		"ls -A /tmp /var/lib/sauh":                                "/tmp:\n\n/var/lib/sauh:",
+		"ip -br addr show vmbr0 | awk '{print $3}'":               "10.10.1.1/24",
+		"ip -br addr show eth1 | awk '{print $3}'":                "10.10.2.1/24",
+		"cat /sys/class/net/vmbr0/bridge/forward_delay":           "0",
+		"cat /proc/sys/net/mptcp/enabled":                         "1",
+		"sauh helper realtime && echo allowed":                    "allowed",
+		"test -c /dev/net/tun && test -w /dev/null && echo there": "there",
+		"tr -d ' \\n' < /etc/sauh/agent.json":                     `{"node":"n1","mgmt":"10.10.1.1","cluster":"10.10.2.1","bridge":"vmbr0"}`,
 	} {
 		if diff := cmp.Diff(want, sh(t, r, "n1", line)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", line, diff)
@@ -104,8 +104,11 @@ func TestPartitionsDropBetweenGroupsUntilHealed(t *testing.T) {
 		from, to string
 		want     bool
 	}{
-		{"n1", "10.10.2.2", false}, {"n2", "10.10.2.1", false}, {"n1", "10.10.1.2", true},
-		{"n1", "10.10.2.3", true}, {"n3", "10.10.2.2", true},
+		{"n1", "10.10.2.2", false},
+		{"n2", "10.10.2.1", false},
+		{"n1", "10.10.1.2", true},
+		{"n1", "10.10.2.3", true},
+		{"n3", "10.10.2.2", true},
 	} {
 		if got := reaches(t, r, c.from, c.to); got != c.want {
 			t.Errorf("cluster partition: %s reaches %s: %v", c.from, c.to, got)

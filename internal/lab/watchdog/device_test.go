@@ -1,6 +1,7 @@
 package watchdog
 
 import (
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -8,11 +9,11 @@ import (
 )
 
 // bubble runs f with a device that counts how often it expired.
-func bubble(t *testing.T, f func(t *testing.T, d *Device, expired *int)) {
+func bubble(t *testing.T, f func(t *testing.T, d *Device, expired *atomic.Int32)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		expired := 0
-		d := New(func(time.Duration) { expired++ })
+		var expired atomic.Int32
+		d := New(func(time.Duration) { expired.Add(1) })
 		defer d.PowerOn(false)
 		f(t, d, &expired)
 	})
@@ -34,29 +35,29 @@ func pass(d time.Duration) {
 }
 
 func TestItExpiresOnceWhenItIsNotFed(t *testing.T) {
-	bubble(t, func(t *testing.T, d *Device, expired *int) {
+	bubble(t, func(t *testing.T, d *Device, expired *atomic.Int32) {
 		pass(time.Hour)
-		if *expired != 0 {
+		if expired.Load() != 0 {
 			t.Fatal("expired before it was opened")
 		}
 		open(t, d, 5*time.Second)
 		pass(5*time.Second - 1)
-		if *expired != 0 {
+		if expired.Load() != 0 {
 			t.Fatal("expired too early")
 		}
 		pass(1)
-		if *expired != 1 {
+		if expired.Load() != 1 {
 			t.Fatal("did not expire at the timeout")
 		}
 		pass(time.Hour)
-		if *expired != 1 {
+		if expired.Load() != 1 {
 			t.Error("expired twice")
 		}
 	})
 }
 
 func TestWritesAndKeepAlivesFeedIt(t *testing.T) {
-	bubble(t, func(t *testing.T, d *Device, expired *int) {
+	bubble(t, func(t *testing.T, d *Device, expired *atomic.Int32) {
 		open(t, d, 5*time.Second)
 		for range 10 {
 			pass(4 * time.Second)
@@ -64,24 +65,24 @@ func TestWritesAndKeepAlivesFeedIt(t *testing.T) {
 			pass(4 * time.Second)
 			d.KeepAlive()
 		}
-		if *expired != 0 {
+		if expired.Load() != 0 {
 			t.Error("expired although it was fed")
 		}
 		d.Write(nil)
 		pass(5 * time.Second)
-		if *expired != 1 {
+		if expired.Load() != 1 {
 			t.Error("an empty write fed it")
 		}
 	})
 }
 
 func TestOnlyAMagicCloseDisarmsIt(t *testing.T) {
-	bubble(t, func(t *testing.T, d *Device, expired *int) {
+	bubble(t, func(t *testing.T, d *Device, expired *atomic.Int32) {
 		open(t, d, 5*time.Second)
 		d.Write([]byte("xVx"))
 		d.Close()
 		pass(time.Hour)
-		if *expired != 0 {
+		if expired.Load() != 0 {
 			t.Error("a magic close did not disarm it")
 		}
 		open(t, d, 5*time.Second)
@@ -90,18 +91,18 @@ func TestOnlyAMagicCloseDisarmsIt(t *testing.T) {
 		pass(4 * time.Second)
 		d.Close()
 		pass(5*time.Second - 1)
-		if *expired != 0 {
+		if expired.Load() != 0 {
 			t.Error("the close did not feed it once more")
 		}
 		pass(1)
-		if *expired != 1 {
+		if expired.Load() != 1 {
 			t.Error("a close without V as the last write disarmed it")
 		}
 	})
 }
 
 func TestItHasOneHolder(t *testing.T) {
-	bubble(t, func(t *testing.T, d *Device, _ *int) {
+	bubble(t, func(t *testing.T, d *Device, _ *atomic.Int32) {
 		open(t, d, time.Minute)
 		if errno := d.Open(); errno != syscall.EBUSY {
 			t.Errorf("second open: %v", errno)
@@ -114,7 +115,7 @@ func TestItHasOneHolder(t *testing.T) {
 }
 
 func TestTheTimeoutIsBoundedAndTellsWhatIsLeft(t *testing.T) {
-	bubble(t, func(t *testing.T, d *Device, _ *int) {
+	bubble(t, func(t *testing.T, d *Device, _ *atomic.Int32) {
 		open(t, d, 10*time.Second)
 		for _, bad := range []time.Duration{0, -time.Second, 65536 * time.Second} {
 			if errno := d.SetTimeout(bad); errno != syscall.EINVAL {
@@ -140,12 +141,12 @@ func TestTheTimeoutIsBoundedAndTellsWhatIsLeft(t *testing.T) {
 }
 
 func TestPowerOnSetsItBack(t *testing.T) {
-	bubble(t, func(t *testing.T, d *Device, expired *int) {
+	bubble(t, func(t *testing.T, d *Device, expired *atomic.Int32) {
 		open(t, d, 2*time.Second)
 		d.PowerOn(true)
 		pass(time.Hour)
-		if timeout, _ := d.Timeout(); *expired != 0 || timeout != DefaultTimeout || !d.CardReset() {
-			t.Errorf("after power on: expired %d, timeout %v, card reset %v", *expired, timeout, d.CardReset())
+		if timeout, _ := d.Timeout(); expired.Load() != 0 || timeout != DefaultTimeout || !d.CardReset() {
+			t.Errorf("after power on: expired %d, timeout %v, card reset %v", expired.Load(), timeout, d.CardReset())
 		}
 		if errno := d.Open(); errno != 0 {
 			t.Errorf("the dead machine still holds it: %v", errno)
