@@ -100,6 +100,7 @@ type Deps struct {
 	Node   string // this node
 	Store  store.Store
 	Notes  Notes
+	Claims *Claims // the agent's
 	Config migrate.Config
 	// Log takes a line for the task's log; nil drops it.
 	Log func(id model.VMID, line string)

@@ -17,11 +17,13 @@ import (
 // in runs f in a world of its own, in a bubble where time costs nothing.
 func in(t *testing.T, f func(w *world)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+	synctest.Test(t, func(b *testing.T) {
+		failed := t.Failed()
+		w := newWorld(b)
 		defer w.close()
+		time.Sleep(100 * time.Millisecond) // the agents' first looks are over, the next are not due
 		f(w)
-		if t.Failed() {
+		if t.Failed() && !failed {
 			t.Log(w.story())
 		}
 	})
@@ -29,7 +31,7 @@ func in(t *testing.T, f func(w *world)) {
 
 func TestARunningGuestMoves(t *testing.T) {
 	in(t, func(w *world) {
-		w.migrate(t.Context())
+		w.migrate(w.ctx)
 		if err := <-w.result; err != nil {
 			t.Error(err)
 		}
@@ -37,10 +39,10 @@ func TestARunningGuestMoves(t *testing.T) {
 		if err := w.verify(false); err != nil {
 			t.Error(err)
 		}
-		if got := w.room.Running(); !slices.Equal(got, []string{target}) {
+		if got := w.room.Running(); !slices.Equal(got, []string{nodeB}) {
 			t.Errorf("runs on %q", got)
 		}
-		kv, err := w.judge.Get(t.Context(), model.ProtectedPrefix+guest.String(), store.Local)
+		kv, err := w.judge.Get(w.ctx, model.ProtectedPrefix+guest.String(), store.Local)
 		if err != nil || string(kv.Value) != `{"node":"n2"}` {
 			t.Errorf("protected is %s, %v", kv.Value, err)
 		}
@@ -49,19 +51,19 @@ func TestARunningGuestMoves(t *testing.T) {
 
 func TestAPausedGuestArrivesPaused(t *testing.T) {
 	in(t, func(w *world) {
-		q, err := w.nodes[source].agent.hold(t.Context(), w.nodes[source].process())
+		q, err := w.nodes[nodeA].agent.hold(w.ctx, w.nodes[nodeA].process())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := q.QMP().Execute(t.Context(), "stop", nil, nil); err != nil {
+		if err := q.QMP().Execute(w.ctx, "stop", nil, nil); err != nil {
 			t.Fatal(err)
 		}
-		w.migrate(t.Context())
+		w.migrate(w.ctx)
 		if err := <-w.result; err != nil {
 			t.Error(err)
 		}
 		time.Sleep(3 * time.Second)
-		if got := w.nodes[target].process().Status(); got != "paused" {
+		if got := w.nodes[nodeB].process().Status(); got != "paused" {
 			t.Errorf("the target's guest is %q", got)
 		}
 		if v := w.room.Violations(); len(v) > 0 {
@@ -72,7 +74,7 @@ func TestAPausedGuestArrivesPaused(t *testing.T) {
 
 func TestTheTargetContinuesOnlyAfterItIsTheOwner(t *testing.T) {
 	in(t, func(w *world) {
-		w.migrate(t.Context())
+		w.migrate(w.ctx)
 		<-w.result
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -195,21 +197,21 @@ func loseAnswers(name string) func(*world, context.CancelFunc) {
 
 func faults() []fault {
 	return []fault{
-		{"the source's agent dies", killAgent(source), false},
-		{"the target's agent dies", killAgent(target), false},
-		{"both agents die", func(w *world, c context.CancelFunc) { killAgent(source)(w, c); killAgent(target)(w, c) }, false},
-		{"the source's QEMU dies", killQEMU(source), true},
-		{"the target's QEMU dies", killQEMU(target), true},
-		{"the source node loses power", powerOff(source), true},
-		{"the target node loses power", powerOff(target), true},
-		{"the source node is isolated", isolate(source), true},
-		{"the target node is isolated", isolate(target), true},
+		{"the source's agent dies", killAgent(nodeA), false},
+		{"the target's agent dies", killAgent(nodeB), false},
+		{"both agents die", func(w *world, c context.CancelFunc) { killAgent(nodeA)(w, c); killAgent(nodeB)(w, c) }, false},
+		{"the source's QEMU dies", killQEMU(nodeA), true},
+		{"the target's QEMU dies", killQEMU(nodeB), true},
+		{"the source node loses power", powerOff(nodeA), true},
+		{"the target node loses power", powerOff(nodeB), true},
+		{"the source node is isolated", isolate(nodeA), true},
+		{"the target node is isolated", isolate(nodeB), true},
 		{"the network between the nodes is cut", cutNetwork, false},
-		{"the source has no quorum", loseQuorum(source), false},
-		{"the target has no quorum", loseQuorum(target), false},
-		{"nobody has a quorum", loseQuorum(source, target), false},
-		{"answers to the source are lost", loseAnswers(source), false},
-		{"answers to the target are lost", loseAnswers(target), false},
+		{"the source has no quorum", loseQuorum(nodeA), false},
+		{"the target has no quorum", loseQuorum(nodeB), false},
+		{"nobody has a quorum", loseQuorum(nodeA, nodeB), false},
+		{"answers to the source are lost", loseAnswers(nodeA), false},
+		{"answers to the target are lost", loseAnswers(nodeB), false},
 		{"the user cancels", func(_ *world, cancel context.CancelFunc) { cancel() }, false},
 	}
 }
@@ -227,7 +229,7 @@ func journey(t *testing.T, pace qmptest.Pace) (points []string) {
 	t.Helper()
 	in(t, func(w *world) {
 		w.room.SetPace(pace)
-		w.migrate(t.Context())
+		w.migrate(w.ctx)
 		<-w.result
 		time.Sleep(2 * time.Second)
 		w.mu.Lock()
@@ -235,8 +237,7 @@ func journey(t *testing.T, pace qmptest.Pace) (points []string) {
 		seen := map[string]bool{}
 		for _, p := range w.points {
 			// The looks at QEMU's counters are many and alike: two of each are enough.
-			if n := strings.TrimSuffix(p, p[strings.LastIndex(p, "#"):]); strings.Contains(p, "query-migrate") && !strings.HasSuffix(p, "#1") && !strings.HasSuffix(p, "#2") {
-				_ = n
+			if strings.Contains(p, "query-migrate") && !strings.HasSuffix(p, "#1") && !strings.HasSuffix(p, "#2") {
 				continue
 			}
 			if !seen[p] {
@@ -259,19 +260,26 @@ func TestAGuestRunsExactlyOnceWhateverFailsWherever(t *testing.T) {
 		}
 		for _, f := range faults() {
 			t.Run(order+"/"+f.name, func(t *testing.T) {
+				struck := 0
 				for _, p := range points {
-					suffer(t, pace, f, p)
+					if suffer(t, pace, f, p) {
+						struck++
+					}
+				}
+				t.Logf("struck at %d of %d points", struck, len(points))
+				if struck < len(points)*9/10 {
+					t.Errorf("the fault struck at %d of %d points only", struck, len(points))
 				}
 			})
 		}
 	}
 }
 
-func suffer(t *testing.T, pace qmptest.Pace, f fault, point string) {
+func suffer(t *testing.T, pace qmptest.Pace, f fault, point string) (struck bool) {
 	t.Helper()
 	in(t, func(w *world) {
 		w.room.SetPace(pace)
-		ctx, cancel := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(w.ctx)
 		defer cancel()
 		w.mu.Lock()
 		w.count = map[string]int{}
@@ -281,8 +289,11 @@ func suffer(t *testing.T, pace qmptest.Pace, f fault, point string) {
 		time.Sleep(60 * time.Second)
 		select {
 		case err := <-w.result:
-			if err == nil && f.name == "the user cancels" && !w.struck {
-				t.Errorf("%s: the point was not reached", point)
+			w.mu.Lock()
+			struck = w.struck
+			w.mu.Unlock()
+			if err == nil && !slices.Equal(w.room.Running(), []string{nodeB}) && !f.reboots {
+				t.Errorf("%s at %q: success was told, and the guest runs on %q", f.name, point, w.room.Running())
 			}
 		default:
 			t.Errorf("%s at %q: the migration did not end", f.name, point)
@@ -291,18 +302,19 @@ func suffer(t *testing.T, pace qmptest.Pace, f fault, point string) {
 			t.Errorf("%s at %q: %v", f.name, point, err)
 		}
 	})
+	return struck
 }
 
 func TestACancelIsToldToTheCaller(t *testing.T) {
 	in(t, func(w *world) {
-		ctx, cancel := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(w.ctx)
 		w.at, w.strike = "n1 migrating #1", cancel
 		w.migrate(ctx)
 		err := <-w.result
 		if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "the guest stays on this node") {
 			t.Errorf("got %v", err)
 		}
-		if got := w.room.Running(); !slices.Equal(got, []string{source}) {
+		if got := w.room.Running(); !slices.Equal(got, []string{nodeA}) {
 			t.Errorf("runs on %q", got)
 		}
 	})

@@ -14,10 +14,15 @@ import (
 // and returns when nothing is left to do, or model.ErrNotFound when there was
 // nothing. It may take long: a target waits for the rest of the memory, and
 // nothing can be decided without a quorum. Call it for each guest with a note or
-// an intent that names this node, before anything else acts on the guest, and never while
-// Source or a Target of this node handles the guest. When ctx ends it returns
-// and has changed nothing more. Of d it uses all but Listen and Start.
+// an intent that names this node, before anything else acts on the guest. It returns model.ErrBusy
+// while the guest is claimed, and claims it itself. When ctx ends it returns and
+// has changed nothing more. Of d it uses all but Listen and Start.
 func Recover(ctx context.Context, d TargetDeps, id model.VMID) (migrate.Verdict, error) {
+	free, err := d.Claims.Claim(id)
+	if err != nil {
+		return "", err
+	}
+	defer free()
 	v, err := recoverGuest(ctx, d, id)
 	if err != nil {
 		return "", fmt.Errorf("recover migration of guest %s: %w", id, err)

@@ -28,8 +28,15 @@ func (f *failure) Unwrap() error { return f.cause }
 // the first thing that went wrong, such as an error of Check, of Peer, or ctx's; ErrAbandoned
 // means that nothing is settled.
 //
+// It returns model.ErrBusy while the guest is claimed by another migration.
+//
 // Source returns only when it is known where the guest is, so without a quorum it may take long.
 func Source(ctx context.Context, d SourceDeps, r Request) error {
+	free, err := d.Claims.Claim(r.VMID)
+	if err != nil {
+		return fmt.Errorf("migrate guest %s to %s: %w", r.VMID, r.Target, err)
+	}
+	defer free()
 	base, abandon := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer abandon(nil)
 	unlink := context.AfterFunc(ctx, func() {

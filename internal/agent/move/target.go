@@ -37,17 +37,10 @@ func (t *Target) Close() {
 	t.wg.Wait()
 }
 
-// Busy reports whether the guest is arriving.
-func (t *Target) Busy(id model.VMID) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.runs[id] != nil
-}
-
 // Prepare starts the process that waits for the guest and returns where it
 // listens. The rest happens in the background: when the memory is here the guest becomes
 // this node's own and goes on; when it does not arrive the process is removed. It
-// returns model.ErrBusy while a process of the guest is here, store.ErrConflict when
+// returns model.ErrBusy while the guest is claimed or a process of it is here, store.ErrConflict when
 // the intent is not there, and the errors of Start.
 func (t *Target) Prepare(ctx context.Context, r PrepareRequest) (PrepareAnswer, error) {
 	run, err := t.begin(r)
@@ -90,8 +83,9 @@ func (t *Target) begin(r PrepareRequest) (*target, error) {
 	if t.ctx.Err() != nil {
 		return nil, ErrAbandoned
 	}
-	if t.runs[r.VMID] != nil {
-		return nil, model.Errorf(model.ErrBusy, "guest %s is already arriving on node %s", r.VMID, t.deps.Node)
+	free, err := t.deps.Claims.Claim(r.VMID)
+	if err != nil {
+		return nil, err
 	}
 	n := Note{Role: migrate.RoleTarget, Task: r.Task, IntentRevision: r.IntentRevision, WasRunning: r.WasRunning}
 	run := &target{
@@ -110,6 +104,7 @@ func (t *Target) begin(r PrepareRequest) (*target, error) {
 		t.mu.Lock()
 		delete(t.runs, r.VMID)
 		t.mu.Unlock()
+		free()
 		close(run.over)
 	}()
 	return run, nil

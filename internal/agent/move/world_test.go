@@ -20,10 +20,10 @@ import (
 )
 
 const (
-	guest  model.VMID = 100
-	source            = "n1"
-	target            = "n2"
-	judge             = "n3" // a third node, which never fails and decides about HA
+	guest model.VMID = 100
+	nodeA            = "n1" // the source
+	nodeB            = "n2" // the target
+	judge            = "n3" // a third node, which never fails and decides about HA
 )
 
 // world is three nodes with one guest, whose agents do as the real ones: they
@@ -75,12 +75,11 @@ type agent struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	target *Target
+	claims Claims
 
 	// Guarded by w.mu.
-	dead   bool
-	moving bool
-	conns  []net.Conn
-	open   []*qmp.Conn
+	dead  bool
+	conns []net.Conn
 }
 
 func newWorld(t *testing.T) *world {
@@ -90,15 +89,15 @@ func newWorld(t *testing.T) *world {
 	}
 	w.ctx, w.end = context.WithCancel(context.Background())
 	w.judge = w.cluster.Open(judge)
-	for _, name := range []string{source, target, judge} {
+	for _, name := range []string{nodeA, nodeB, judge} {
 		w.put(model.LivePrefix+name, model.Live{Epoch: 1})
 	}
-	w.putRaw(model.GuestConfigKey(source, guest), "name: probe\n")
-	w.put(model.ProtectedPrefix+guest.String(), model.Protected{Node: source})
-	for _, name := range []string{source, target} {
+	w.putRaw(model.GuestConfigKey(nodeA, guest), "name: probe\n")
+	w.put(model.ProtectedPrefix+guest.String(), model.Protected{Node: nodeA})
+	for _, name := range []string{nodeA, nodeB} {
 		w.nodes[name] = &machine{w: w, name: name, store: w.cluster.Open(name), notes: &memNotes{}}
 	}
-	w.nodes[source].boot()
+	w.nodes[nodeA].boot()
 	w.room.SetHook(func(q *qmptest.QEMU, point string) { w.point(q.Name + " " + point) })
 	for _, m := range w.nodes {
 		m.startAgent()
@@ -209,36 +208,33 @@ func (a *agent) isDead() bool {
 func (a *agent) work() {
 	defer a.m.w.wg.Done()
 	for a.ctx.Err() == nil {
-		if !a.busy() {
-			a.recover()
-			a.startMissing()
-		}
+		a.recover()
+		a.startMissing()
 		_ = sleep(a.ctx, 500*time.Millisecond)
 	}
 }
 
-func (a *agent) busy() bool {
-	a.m.w.mu.Lock()
-	defer a.m.w.mu.Unlock()
-	return a.moving || a.target.Busy(guest)
-}
-
 func (a *agent) recover() {
 	_, err := Recover(a.ctx, a.targetDeps(), guest)
-	if err != nil && !errors.Is(err, model.ErrNotFound) && a.ctx.Err() == nil {
+	if err != nil && !errors.Is(err, model.ErrNotFound) && !errors.Is(err, model.ErrBusy) && a.ctx.Err() == nil {
 		a.m.w.logf("%s recover: %v", a.m.name, err)
 	}
 }
 
 func (a *agent) startMissing() {
-	_, err := a.m.store.Get(a.ctx, intentKey(guest), store.Linearizable)
+	free, err := a.claims.Claim(guest)
+	if err != nil {
+		return
+	}
+	defer free()
+	_, err = a.m.store.Get(a.ctx, intentKey(guest), store.Linearizable)
 	if !errors.Is(err, store.ErrNotFound) {
 		return
 	}
 	if _, err := a.m.store.Get(a.ctx, model.GuestConfigKey(a.m.name, guest), store.Linearizable); err != nil {
 		return
 	}
-	if !a.isDead() && !a.busy() && a.m.process() == nil {
+	if !a.isDead() && a.m.process() == nil {
 		a.m.boot()
 	}
 }
@@ -308,15 +304,12 @@ func (a *agent) hold(ctx context.Context, p *process) (QEMU, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.m.w.mu.Lock()
-	a.open = append(a.open, conn)
-	a.m.w.mu.Unlock()
 	return &handle{p, a, conn}, nil
 }
 
 func (a *agent) deps() Deps {
 	return Deps{
-		Node: a.m.name, Store: gate{a.m.store, a}, Notes: notesOf{a}, Config: migrate.Defaults(),
+		Node: a.m.name, Store: gate{a.m.store, a}, Notes: notesOf{a}, Claims: &a.claims, Config: migrate.Defaults(),
 		Log: func(_ model.VMID, line string) { a.m.w.logf("%s %s", a.m.name, line) },
 		Find: func(ctx context.Context, _ model.VMID) (QEMU, error) {
 			if p := a.m.process(); p != nil {
@@ -351,9 +344,9 @@ type peer struct{ w *world }
 func (p peer) reach() (*Target, error) {
 	p.w.mu.Lock()
 	defer p.w.mu.Unlock()
-	a := p.w.nodes[target].agent
+	a := p.w.nodes[nodeB].agent
 	if p.w.rpcCut || a.dead {
-		return nil, model.Errorf(model.ErrUnavailable, "node %s does not answer", target)
+		return nil, model.Errorf(model.ErrUnavailable, "node %s does not answer", nodeB)
 	}
 	return a.target, nil
 }
@@ -382,10 +375,9 @@ func (p peer) Abort(ctx context.Context, r AbortRequest) error {
 
 // migrate has the source's agent of this moment move the guest.
 func (w *world) migrate(ctx context.Context) {
-	m := w.nodes[source]
+	m := w.nodes[nodeA]
 	w.mu.Lock()
 	a := m.agent
-	a.moving = true
 	w.mu.Unlock()
 	ctx, cancel := context.WithCancelCause(ctx)
 	unlink := context.AfterFunc(a.ctx, func() { cancel(context.Cause(a.ctx)) })
@@ -394,10 +386,10 @@ func (w *world) migrate(ctx context.Context) {
 		defer w.wg.Done()
 		defer unlink()
 		d := SourceDeps{Deps: a.deps(), Peer: peer{w}}
-		err := Source(ctx, d, Request{VMID: guest, Target: target, Task: "UPID:1"})
-		w.mu.Lock()
-		a.moving = false
-		w.mu.Unlock()
+		err := Source(ctx, d, Request{VMID: guest, Target: nodeB, Task: "UPID:1"})
+		for errors.Is(err, model.ErrBusy) && sleep(ctx, time.Millisecond) == nil {
+			err = Source(ctx, d, Request{VMID: guest, Target: nodeB, Task: "UPID:1"})
+		}
 		w.result <- err
 	}()
 }
@@ -408,7 +400,7 @@ func (w *world) manage() {
 	defer w.wg.Done()
 	for w.ctx.Err() == nil {
 		_ = sleep(w.ctx, 500*time.Millisecond)
-		for _, name := range []string{source, target} {
+		for _, name := range []string{nodeA, nodeB} {
 			w.judgeNode(name)
 		}
 	}
@@ -442,9 +434,9 @@ func (w *world) write(kv store.KV, v any) {
 }
 
 func (w *world) takeOver(d Deps, from string) {
-	to := source
-	if from == source {
-		to = target
+	to := nodeA
+	if from == nodeA {
+		to = nodeB
 	}
 	in, err := d.get(w.ctx, intentKey(guest), store.Linearizable)
 	conf, err2 := d.get(w.ctx, model.GuestConfigKey(from, guest), store.Linearizable)

@@ -118,10 +118,13 @@ func (q *QEMU) Listen(path string) error {
 }
 
 // Dial connects a client over a pipe, which works inside a synctest bubble.
-func (q *QEMU) Dial(ctx context.Context) (*qmp.Conn, error) {
+func (q *QEMU) Dial(ctx context.Context) (*qmp.Conn, error) { return qmp.NewConn(ctx, q.Pipe()) }
+
+// Pipe returns the client's end of a new connection.
+func (q *QEMU) Pipe() net.Conn {
 	ours, theirs := net.Pipe()
 	q.serve(ours)
-	return qmp.NewConn(ctx, theirs)
+	return theirs
 }
 
 // client is one connection. What is sent to it waits in out.
