@@ -137,38 +137,43 @@ func (m *member) runManager(ctx context.Context) {
 func (m *member) managerView() ha.View {
 	snap := m.mirror.snapshot()
 	manager, _ := getJSON[model.Manager](snap, model.ManagerKey)
-	storages := m.storagesIn(snap)
+	conf, readable := m.haConfig(snap)
 	v := ha.View{
-		Revision: snap.rev, Quorate: m.st.Quorate(), Manager: manager.Value, ManagerRevision: manager.Revision,
-		Resources: m.statesIn(snap), Guests: m.haGuests(snap, storages, ""),
+		Revision: snap.rev, Quorate: readable && m.st.Quorate(), Manager: manager.Value, ManagerRevision: manager.Revision,
+		Resources: conf.states, Guests: m.haGuests(snap, conf.storages, ""),
 		Protected: protectedIn(snap), Intents: intentsIn(snap), Statuses: statusesIn(snap),
 	}
 	for name, n := range listJSON[model.Node](snap, model.NodePrefix) {
 		verdict, silence := m.live.verdict(name)
 		v.Members = append(v.Members, ha.Member{
-			Name: name, Revision: n.Revision, MemoryMiB: n.Value.MemoryMiB, Storages: sharedOn(storages, name),
+			Name: name, Revision: n.Revision, MemoryMiB: n.Value.MemoryMiB, Storages: sharedOn(conf.storages, name),
 			Live: verdict.Live, LiveRevision: verdict.Revision, Silence: silence, MayTake: verdict.May, Why: verdict.Reason,
 		})
 	}
 	return v
 }
 
-func (m *member) storagesIn(rs records) []pveconf.Storage {
-	kv, _ := rs.get(storageCfgKey)
-	all, err := pveconf.ParseStorages(kv.Value)
-	if err != nil {
-		m.log.Error("storage.cfg cannot be read", "err", err)
-	}
-	return all
+// haConfig is what HA reads of the configuration. A file that cannot be read
+// must stop every decision: without it guests would look unprotected, or tied to their node.
+type haConfig struct {
+	storages []pveconf.Storage
+	states   map[model.VMID]pveconf.HAState
 }
 
-func (m *member) statesIn(rs records) map[model.VMID]pveconf.HAState {
+func (m *member) haConfig(rs records) (haConfig, bool) {
+	stores, _ := rs.get(storageCfgKey)
+	storages, err := pveconf.ParseStorages(stores.Value)
+	if err != nil {
+		m.log.Error("storage.cfg cannot be read, HA decides nothing", "err", err)
+		return haConfig{}, false
+	}
 	kv, _ := rs.get(haResourcesKey)
 	all, err := pveconf.ParseHAResources(kv.Value)
 	if err != nil {
-		m.log.Error("ha/resources.cfg cannot be read, HA does nothing", "err", err)
+		m.log.Error("ha/resources.cfg cannot be read, HA decides nothing", "err", err)
+		return haConfig{}, false
 	}
-	return statesOf(all)
+	return haConfig{storages, statesOf(all)}, true
 }
 
 // sharedOn lists the storages on which node finds other nodes' volumes.
@@ -308,9 +313,10 @@ func (m *member) feedEnds(w ha.Worker, now time.Duration, actions *[]ha.Action) 
 func (m *member) workerView() ha.LocalView {
 	snap := m.mirror.snapshot()
 	_, valid := m.live.valid()
+	conf, readable := m.haConfig(snap)
 	v := ha.LocalView{
-		Revision: snap.rev, Quorate: m.st.Quorate(), LeaseValid: valid,
-		Guests: m.haGuests(snap, m.storagesIn(snap), m.name), Resources: m.statesIn(snap),
+		Revision: snap.rev, Quorate: readable && m.st.Quorate(), LeaseValid: valid,
+		Guests: m.haGuests(snap, conf.storages, m.name), Resources: conf.states,
 		Protected: protectedIn(snap), Intents: intentsIn(snap), Statuses: statusesIn(snap),
 		Fenced: map[string]uint64{}, Processes: map[model.VMID]ha.Process{}, Busy: m.locks.holders(),
 	}

@@ -8,6 +8,7 @@ import (
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/store"
 )
 
 // haAPI is the agent in its role as api.HA.
@@ -156,13 +157,31 @@ func (h *haAPI) HARemove(ctx context.Context, sid string) error {
 	if err != nil {
 		return err
 	}
-	return m.editResources(ctx, "remove "+sid, func(all []pveconf.HAResource) ([]pveconf.HAResource, error) {
+	err = m.editResources(ctx, "remove "+sid, func(all []pveconf.HAResource) ([]pveconf.HAResource, error) {
 		i := findResource(all, id)
 		if i < 0 {
 			return nil, noResource(id)
 		}
 		return slices.Delete(all, i, i+1), nil
 	})
+	if err != nil {
+		return err
+	}
+	m.forgetStatus(ctx, id)
+	return nil
+}
+
+// forgetStatus deletes what HA last said of a guest; left behind it would only mislead.
+func (m *member) forgetStatus(ctx context.Context, id model.VMID) {
+	key := model.HAStatusPrefix + id.SID()
+	kv, err := m.st.Get(ctx, key, store.Linearizable)
+	if err != nil {
+		return // there is none, or no quorum
+	}
+	_, err = m.st.Txn(ctx, store.Txn{If: []store.Cond{{Key: key, Revision: kv.ModRevision}}, Then: []store.Op{store.Delete(key)}})
+	if err != nil {
+		m.log.Info("HA status left behind", "sid", id.SID(), "err", err)
+	}
 }
 
 // HAStatus implements api.HA.

@@ -146,10 +146,10 @@ func (l *liveness) do(ctx context.Context, a lease.Action) lease.Event {
 	case lease.Read:
 		return l.read(ctx)
 	case lease.Renew:
-		return l.write(ctx, a.Live, a.IfRevision)
+		return l.writeGuarded(ctx, a.Live, a.IfRevision)
 	case lease.Register:
 		l.m.log.Info("registering", "epoch", a.Live.Epoch, "boot", a.Live.BootID)
-		return l.write(ctx, a.Live, a.IfRevision)
+		return l.writeGuarded(ctx, a.Live, a.IfRevision)
 	case lease.Extend:
 		l.extend(ctx, a)
 	case lease.Fenced:
@@ -173,6 +173,21 @@ func (l *liveness) read(ctx context.Context) lease.Event {
 		return lease.Unknown{}
 	}
 	return lease.ReadBack{Live: live, Revision: kv.ModRevision}
+}
+
+// writeGuarded writes the record if the guard answers. A node without its guard
+// could not keep the promise that the record makes, so it must count as dead.
+func (l *liveness) writeGuarded(ctx context.Context, live model.Live, rev int64) lease.Event {
+	err := l.ask(ctx, func(ctx context.Context, g *guard.Client) error {
+		_, err := g.Status(ctx)
+		return err
+	})
+	if err != nil {
+		l.m.log.Warn("the guard does not answer, so this node does not count as alive", "err", err)
+		sleep(ctx, l.params.Renew)
+		return lease.Unknown{}
+	}
+	return l.write(ctx, live, rev)
 }
 
 func (l *liveness) write(ctx context.Context, live model.Live, rev int64) lease.Event {

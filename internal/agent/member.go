@@ -36,6 +36,7 @@ type member struct {
 	procs         *procs
 	locks         *guestLocks
 	moves         *move.Target
+	claims        move.Claims
 	kicked        chan struct{} // has an element after something of this node changed that the worker looks at
 	dialer        network.Dialer
 	tlsClient     *tls.Config

@@ -38,7 +38,7 @@ func (q moveQEMU) Destroy(ctx context.Context) error {
 // moveDeps is what both sides of a migration on this node need.
 func (m *member) moveDeps(log func(model.VMID, string)) move.Deps {
 	return move.Deps{
-		Node: m.name, Store: m.st, Notes: move.DirNotes{Dir: m.agent.opts.Paths.qemuRun()}, Config: migrate.Defaults(),
+		Node: m.name, Store: m.st, Notes: move.DirNotes{Dir: m.agent.opts.Paths.qemuRun()}, Claims: &m.claims, Config: migrate.Defaults(),
 		Log: log, Find: m.findProcess,
 	}
 }
@@ -151,7 +151,7 @@ func servePrepare(ctx context.Context, m *member, peer string, r move.PrepareReq
 	m.arriving[r.VMID] = unlock
 	m.mu.Unlock()
 	a, err := m.moves.Prepare(ctx, r)
-	if err != nil && !m.moves.Busy(r.VMID) {
+	if err != nil && !m.claims.Busy(r.VMID) {
 		m.migrationIn(r.VMID, false, "")
 	}
 	return a, err

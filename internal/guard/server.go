@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -43,6 +44,9 @@ func listen(path string, calls chan<- call) (*server, error) {
 		_ = conn.Close()
 		return nil, model.Errorf(model.ErrExists, "another guard serves %s: only one may run on a node", path)
 	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil { // the guard may be the first of the node's processes
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
@@ -59,13 +63,13 @@ func listen(path string, calls chan<- call) (*server, error) {
 	return s, nil
 }
 
-// close ends all connections and waits for their goroutines.
+// close ends all connections and waits for their goroutines. An answer that the loop has given is still written.
 func (s *server) close() {
 	s.stop()
 	_ = s.listener.Close()
 	s.mu.Lock()
 	for c := range s.conns {
-		_ = c.Close()
+		_ = c.SetReadDeadline(time.Unix(1, 0))
 	}
 	s.mu.Unlock()
 	s.wg.Wait()
@@ -156,6 +160,11 @@ func (s *server) ask(req request) (r response, ok bool) {
 	case r = <-c.reply:
 		return r, true
 	case <-s.done:
+	}
+	select {
+	case r = <-c.reply:
+		return r, true
+	default:
 		return response{}, false
 	}
 }
