@@ -46,13 +46,17 @@ type Unit struct {
 	Argv []string `json:"argv"`
 	// Restart starts the unit again 1 s after its main process ended, whatever its status.
 	Restart bool `json:"restart"`
+	// KeepRest is systemd's KillMode=process: what the unit started lives on after its
+	// main process. Otherwise it is killed, as by KillMode=control-group.
+	KeepRest bool `json:"keep_rest,omitempty"`
 }
 
 // DefaultUnits are those of an installed node. The guard is never restarted: its
-// watchdog resets the machine instead.
+// watchdog resets the machine instead. What the guard leaves behind holds the
+// watchdog open; killing it would feed the watchdog once more.
 func DefaultUnits() []Unit {
 	return []Unit{
-		{Name: "sauh-guard", Argv: []string{"sauh", "guard"}},
+		{Name: "sauh-guard", Argv: []string{"sauh", "guard"}, KeepRest: true},
 		{Name: "sauh-agent", Argv: []string{"sauh", "agent"}, Restart: true},
 	}
 }

@@ -264,6 +264,8 @@ func TestUnitsRestartAsTheyAreTold(t *testing.T) {
 	r := newRoom(t, 1,
 		Unit{Name: "always", Argv: []string{"sh", "-c", "echo began; sleep 5000 & sleep 0.1"}, Restart: true},
 		Unit{Name: "once", Argv: []string{"sh", "-c", "echo began; exit 3"}},
+		Unit{Name: "keeps", Argv: []string{"sh", "-c", "sleep 5001 & exit 0"}, KeepRest: true},
+		Unit{Name: "clears", Argv: []string{"sh", "-c", "sleep 5002 & exit 0"}},
 	)
 	began := func(unit string) int {
 		text, _ := os.ReadFile(filepath.Join(r.Log("n1"), unit+".log"))
@@ -272,6 +274,9 @@ func TestUnitsRestartAsTheyAreTold(t *testing.T) {
 	waitFor(t, "two restarts", func() bool { return began("always") >= 3 })
 	if n := began("once"); n != 1 {
 		t.Errorf("a unit without restart began %d times", n)
+	}
+	if got := sh(t, r, "n1", "pgrep -x -a -f 'sleep 500[12]' | cut -d' ' -f3"); got != "5001" {
+		t.Errorf("of what the units left behind lives %q, want only that of the one with KeepRest", got)
 	}
 	if got := sh(t, r, "n1", "pgrep -c -x -f 'sleep 5000' || true"); got != "0" && got != "1" {
 		t.Errorf("%s leftovers of the unit's earlier lives", got)

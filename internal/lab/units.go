@@ -25,7 +25,7 @@ const logDir = "/var/log/sauh"
 
 // units runs a node's services as systemd would: each in a session and a cgroup
 // of its own, with its output in /var/log/sauh; what a service leaves behind in
-// its cgroup is killed when its main process ends.
+// its cgroup is killed when its main process ends, unless it has KeepRest.
 type units struct {
 	list   []Unit
 	reaper *sys.Reaper
@@ -74,8 +74,10 @@ func (u *units) watch(ctx context.Context, unit Unit, ended <-chan unix.WaitStat
 		case st := <-ended:
 			u.log.Printf("%s ended: %s", unit.Name, describe(st))
 		}
-		if err := clearUnit(ctx, sys.Cgroup(unitCgroup(unit))); err != nil {
-			u.log.Printf("clear the rest of %s: %v", unit.Name, err)
+		if !unit.KeepRest {
+			if err := clearUnit(ctx, sys.Cgroup(unitCgroup(unit))); err != nil {
+				u.log.Printf("clear the rest of %s: %v", unit.Name, err)
+			}
 		}
 		if !unit.Restart {
 			return
