@@ -24,11 +24,10 @@ import (
 	"sauh.dev/sauh/internal/guard"
 )
 
-// Set by the linker: -X main.version=… -X main.commit=…
-var (
-	version string //nolint:gochecknoglobals // the linker can set nothing else
-	commit  string //nolint:gochecknoglobals // the linker can set nothing else
-)
+// Set by the linker, which can set nothing but globals: -X main.version=… -X main.commit=…
+//
+//nolint:gochecknoglobals // see above
+var version, commit string
 
 func main() { os.Exit(run()) }
 

@@ -151,7 +151,8 @@ func (s *server) ask(ctx context.Context, node, path string, into any) error {
 // askAll asks every node in nodes at the same time, this one through local. A node that
 // does not answer within askTimeout is missing in the result.
 func askAll[T any](ctx context.Context, s *server, nodes []string, path func(node string) string,
-	local func(context.Context) (T, error)) map[string]T {
+	local func(context.Context) (T, error),
+) map[string]T {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	out := map[string]T{}

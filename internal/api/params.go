@@ -46,6 +46,7 @@ func flag(name string) param { return param{name: name, kind: kindBool} }
 func oneOf(name string, enum ...string) param {
 	return param{name: name, enum: enum}
 }
+
 func integer(name string, min, max int64) param {
 	return param{name: name, kind: kindInt, min: min, max: max}
 }
@@ -53,6 +54,7 @@ func count(name string) param { return integer(name, 0, math.MaxInt64) }
 func vmidParam() param {
 	return integer("vmid", int64(model.MinVMID), int64(model.MaxVMID))
 }
+
 func required(p param) param {
 	p.required = true
 	return p
@@ -65,6 +67,7 @@ func (a args) has(name string) bool { _, ok := a[name]; return ok }
 func (a args) bool(name string) bool {
 	return a[name] == "1"
 }
+
 func (a args) int(name string, def int64) int64 {
 	n, err := strconv.ParseInt(a[name], 10, 64)
 	if err != nil {

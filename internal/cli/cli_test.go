@@ -100,6 +100,17 @@ func setup(env *testscript.Env) error {
 func fakeCommand(ts *testscript.TestScript, neg bool, args []string) {
 	f := ts.Value(fakeKey{}).(*apitest.Fake)
 	switch args[0] {
+	case "await":
+		await(ts, f, args[1])
+	case "calls":
+		fmt.Fprintln(ts.Stdout(), strings.Join(f.Calls(), "\n"))
+	default:
+		f.Change(func() { change(ts, f, args) })
+	}
+}
+
+func change(ts *testscript.TestScript, f *apitest.Fake, args []string) {
+	switch args[0] {
 	case "fail":
 		f.Fail[args[1]] = model.Errorf(api.ErrorOfKind(args[2]), "%s", args[3])
 	case "taskfail":
@@ -116,10 +127,6 @@ func fakeCommand(ts *testscript.TestScript, neg bool, args []string) {
 		f.Cluster.Quorate, f.Cluster.TotalVotes, f.Cluster.Leader, f.Cluster.Manager = false, 1, "", ""
 		f.Cluster.Nodes[1].Online, f.Cluster.Nodes[2].Online = false, false
 		f.Cluster.Nodes[2].Fenced = true
-	case "await":
-		await(ts, f, args[1])
-	case "calls":
-		fmt.Fprintln(ts.Stdout(), strings.Join(f.Calls(), "\n"))
 	default:
 		ts.Fatalf("fake %s?", args[0])
 	}
@@ -132,9 +139,7 @@ func await(ts *testscript.TestScript, f *apitest.Fake, call string) {
 				return
 			}
 		}
-		select {
-		case <-time.After(5 * time.Millisecond):
-		}
+		<-time.After(5 * time.Millisecond)
 	}
 	ts.Fatalf("the agent was never asked for %s", call)
 }

@@ -116,7 +116,7 @@ func TestARefusalIsTheSentinelItStandsFor(t *testing.T) {
 		if !errors.Is(err, kind) || !errors.As(err, &e) {
 			t.Errorf("%v came as %v", kind, err)
 		}
-		if kind != model.ErrNoQuorum && err.Error() != "a sentence" {
+		if !errors.Is(kind, model.ErrNoQuorum) && err.Error() != "a sentence" {
 			t.Errorf("%v says %q", kind, err)
 		}
 	}

@@ -146,10 +146,11 @@ func (c *Client) MigrateGuest(ctx context.Context, node string, id model.VMID, t
 	return upid, c.post(ctx, guestPath(node, id)+"/migrate", values("target", target, "online", b01(online)), &upid)
 }
 
-// Console connects to a guest's serial port until ctx is done; the caller closes it. Reads
-// return io.EOF when the guest's end was closed.
+// Console connects to a guest's serial port; ctx bounds the connecting alone, and the caller
+// closes the port, which ends a read that waits. Reads return io.EOF when the guest's end was closed.
 func (c *Client) Console(ctx context.Context, node string, id model.VMID) (io.ReadWriteCloser, error) {
-	ws, resp, err := websocket.Dial(ctx, c.base+api.Prefix+"/sauh"+guestPath(node, id)+"/console",
+	target := c.base + api.Prefix + "/sauh" + guestPath(node, id) + "/console"
+	ws, resp, err := websocket.Dial(ctx, target, //nolint:bodyclose // the websocket owns it
 		&websocket.DialOptions{HTTPClient: c.http, Subprotocols: []string{"binary"}})
 	if err != nil {
 		if resp != nil && resp.StatusCode >= http.StatusBadRequest {
@@ -159,7 +160,7 @@ func (c *Client) Console(ctx context.Context, node string, id model.VMID) (io.Re
 		return nil, c.broken(ctx, err)
 	}
 	ws.SetReadLimit(-1)
-	return console{websocket.NetConn(ctx, ws, websocket.MessageBinary)}, nil
+	return console{websocket.NetConn(context.WithoutCancel(ctx), ws, websocket.MessageBinary)}, nil
 }
 
 // console makes every orderly or broken end of the far side an end of file.

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -24,7 +25,7 @@ import (
 // Start is when everything in the fake cluster began, Unix seconds: 2026-01-02 03:04:05 UTC.
 const Start = 1767323045
 
-// Fake is a node of a cluster. Set the exported fields before it is used; the methods of its roles change them.
+// Fake is a node of a cluster. Set the exported fields before it is used, or inside Change; the methods of its roles change them.
 type Fake struct {
 	Cluster   api.ClusterStatus
 	Info      api.NodeInfo
@@ -118,6 +119,20 @@ func (f *Fake) Calls() []string {
 	return append([]string(nil), f.calls...)
 }
 
+// Change runs fn while no request reads the fake.
+func (f *Fake) Change(fn func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	fn()
+}
+
+// read copies a part of the fake, with the error that was ordered for the method.
+func read[T any](f *Fake, method string, part func() T) (T, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return part(), f.Fail[method]
+}
+
 // Wait returns when every console was closed.
 func (f *Fake) Wait() { f.wg.Wait() }
 
@@ -130,9 +145,15 @@ func (f *Fake) call(method, format string, args ...any) error {
 }
 
 func (f *Fake) fail(method string) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.Fail[method]
+	_, err := read(f, method, func() struct{} { return struct{}{} })
+	return err
+}
+
+// status is the cluster's, with a list of nodes of its own. f.mu is held.
+func (f *Fake) status() api.ClusterStatus {
+	st := f.Cluster
+	st.Nodes = slices.Clone(st.Nodes)
+	return st
 }
 
 // task makes a task that has ended, or a running one.
@@ -167,16 +188,20 @@ type clusterRole struct{ f *Fake }
 func (r clusterRole) Version() model.Version {
 	return model.Version{Version: "0.1.0", Commit: "0123456789abcdef0123", Go: "go1.26"}
 }
+
 func (r clusterRole) Status(context.Context) (api.ClusterStatus, error) {
-	return r.f.Cluster, r.f.fail("Cluster.Status")
+	return read(r.f, "Cluster.Status", r.f.status)
 }
+
 func (r clusterRole) Create(_ context.Context, q api.CreateClusterRequest) error {
 	return r.f.call("Cluster.Create", "%s %s %s %s", q.Name, q.NodeName, q.Mgmt, q.Cluster)
 }
+
 func (r clusterRole) Key(_ context.Context, valid time.Duration) (api.JoinKey, error) {
 	err := r.f.call("Cluster.Key", "%s", valid)
 	return api.JoinKey{Key: "KEY", Fingerprint: "AB:CD", Addresses: []string{"10.10.1.1"}, Expires: Start + int64(valid/time.Second)}, err
 }
+
 func (r clusterRole) Join(_ context.Context, key, name string) error {
 	return r.f.call("Cluster.Join", "%s %s", key, name)
 }
@@ -184,41 +209,47 @@ func (r clusterRole) Leave(context.Context) error { return r.f.call("Cluster.Lea
 func (r clusterRole) Remove(_ context.Context, node string) error {
 	return r.f.call("Cluster.Remove", "%s", node)
 }
+
 func (r clusterRole) Nodes(context.Context) ([]model.Node, error) {
-	var out []model.Node
-	for _, n := range r.f.Cluster.Nodes {
-		out = append(out, n.Node)
-	}
-	return out, r.f.fail("Cluster.Nodes")
+	return read(r.f, "Cluster.Nodes", func() (out []model.Node) {
+		for _, n := range r.f.Cluster.Nodes {
+			out = append(out, n.Node)
+		}
+		return out
+	})
 }
+
 func (r clusterRole) Info(context.Context) (api.NodeInfo, error) {
-	return r.f.Info, r.f.fail("Cluster.Info")
+	return read(r.f, "Cluster.Info", func() api.NodeInfo { return r.f.Info })
 }
 
 type guestsRole struct{ f *Fake }
 
 func (r guestsRole) List(context.Context) ([]model.Guest, error) {
-	r.f.mu.Lock()
-	defer r.f.mu.Unlock()
-	return append([]model.Guest(nil), r.f.Guests...), r.f.Fail["Guests.List"]
+	return read(r.f, "Guests.List", func() []model.Guest { return slices.Clone(r.f.Guests) })
 }
+
 func (r guestsRole) ListLocal(ctx context.Context) ([]model.Guest, error) {
 	all, err := r.List(ctx)
+	local := peersRole(r).LocalNode()
 	var out []model.Guest
 	for _, g := range all {
-		if g.Node == r.f.Cluster.Local {
+		if g.Node == local {
 			out = append(out, g)
 		}
 	}
 	return out, err
 }
+
 func (r guestsRole) Owner(ctx context.Context, id model.VMID) (string, error) {
 	g, err := r.Get(ctx, id)
 	return g.Node, err
 }
+
 func (r guestsRole) NextID(context.Context) (model.VMID, error) {
 	return 103, r.f.fail("Guests.NextID")
 }
+
 func (r guestsRole) Get(ctx context.Context, id model.VMID) (model.Guest, error) {
 	all, err := r.List(ctx)
 	for _, g := range all {
@@ -228,9 +259,11 @@ func (r guestsRole) Get(ctx context.Context, id model.VMID) (model.Guest, error)
 	}
 	return model.Guest{}, model.Errorf(model.ErrNotFound, "guest %d does not exist", id)
 }
+
 func (r guestsRole) Config(_ context.Context, id model.VMID) (api.GuestConfig, error) {
-	return r.f.Configs[id], r.f.fail("Guests.Config")
+	return read(r.f, "Guests.Config", func() api.GuestConfig { return r.f.Configs[id] })
 }
+
 func (r guestsRole) SetConfig(_ context.Context, id model.VMID, set map[string]string, del []string, digest string) error {
 	return r.f.call("Guests.SetConfig", "%d set %s delete %s digest %s", id, sorted(set), strings.Join(del, ","), digest)
 }
@@ -243,30 +276,37 @@ func sorted(m map[string]string) string {
 	sort.Strings(out)
 	return strings.Join(out, " ")
 }
+
 func (r guestsRole) Create(_ context.Context, q api.CreateGuestRequest) (string, error) {
 	err := r.f.call("Guests.Create", "%d %s start %t", q.VMID, sorted(q.Params), q.Start)
 	return r.f.task("qmcreate", q.VMID, false), err
 }
+
 func (r guestsRole) Destroy(_ context.Context, id model.VMID) (string, error) {
 	err := r.f.call("Guests.Destroy", "%d", id)
 	return r.f.task("qmdestroy", id, false), err
 }
+
 func (r guestsRole) Start(_ context.Context, id model.VMID) (string, error) {
 	err := r.f.call("Guests.Start", "%d", id)
 	return r.f.task("qmstart", id, false), err
 }
+
 func (r guestsRole) Shutdown(_ context.Context, id model.VMID, timeout time.Duration, force bool) (string, error) {
 	err := r.f.call("Guests.Shutdown", "%d %s force %t", id, timeout, force)
 	return r.f.task("qmshutdown", id, false), err
 }
+
 func (r guestsRole) Stop(_ context.Context, id model.VMID) (string, error) {
 	err := r.f.call("Guests.Stop", "%d", id)
 	return r.f.task("qmstop", id, false), err
 }
+
 func (r guestsRole) Migrate(_ context.Context, id model.VMID, target string, online bool) (string, error) {
 	err := r.f.call("Guests.Migrate", "%d %s online %t", id, target, online)
 	return r.f.task("qmigrate", id, true), err
 }
+
 func (r guestsRole) Console(context.Context, model.VMID) (io.ReadWriteCloser, error) {
 	if err := r.f.fail("Guests.Console"); err != nil {
 		return nil, err
@@ -286,9 +326,7 @@ func (r guestsRole) Console(context.Context, model.VMID) (io.ReadWriteCloser, er
 type tasksRole struct{ f *Fake }
 
 func (r tasksRole) ListTasks(context.Context) ([]model.Task, error) {
-	r.f.mu.Lock()
-	defer r.f.mu.Unlock()
-	return append([]model.Task(nil), r.f.Tasks...), r.f.Fail["Tasks.ListTasks"]
+	return read(r.f, "Tasks.ListTasks", func() []model.Task { return slices.Clone(r.f.Tasks) })
 }
 
 // Task lets a migration advance by one report.
@@ -319,6 +357,7 @@ func (r tasksRole) advance(t *model.Task) {
 	}
 	r.f.end(t)
 }
+
 func (r tasksRole) TaskLog(_ context.Context, upid string, start, limit int) ([]api.LogLine, int, error) {
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()
@@ -334,6 +373,7 @@ func (r tasksRole) TaskLog(_ context.Context, upid string, start, limit int) ([]
 	}
 	return out, len(all), nil
 }
+
 func (r tasksRole) CancelTask(_ context.Context, upid string) error {
 	if err := r.f.call("Tasks.CancelTask", "%s", upid); err != nil {
 		return err
@@ -352,27 +392,29 @@ func (r tasksRole) CancelTask(_ context.Context, upid string) error {
 type storagesRole struct{ f *Fake }
 
 func (r storagesRole) ListStorages(context.Context) ([]api.StorageInfo, error) {
-	return r.f.Storages, r.f.fail("Storages.ListStorages")
+	return read(r.f, "Storages.ListStorages", func() []api.StorageInfo { return slices.Clone(r.f.Storages) })
 }
+
 func (r storagesRole) AddStorage(_ context.Context, name string, params map[string]string) error {
 	return r.f.call("Storages.AddStorage", "%s %s", name, sorted(params))
 }
+
 func (r storagesRole) RemoveStorage(_ context.Context, name string) error {
 	return r.f.call("Storages.RemoveStorage", "%s", name)
 }
+
 func (r storagesRole) Content(_ context.Context, name string) ([]storage.Volume, error) {
-	if err := r.f.fail("Storages.Content"); err != nil {
-		return nil, err
-	}
 	if name != "nas" {
 		return nil, model.Errorf(model.ErrNotFound, "storage %s does not exist", name)
 	}
-	return r.f.Volumes, nil
+	return read(r.f, "Storages.Content", func() []storage.Volume { return slices.Clone(r.f.Volumes) })
 }
+
 func (r storagesRole) AllocateVolume(_ context.Context, name string, a storage.Allocation) (storage.Volume, error) {
 	err := r.f.call("Storages.AllocateVolume", "%s vmid %d name %q format %q size %d", name, a.VMID, a.Name, a.Format, a.Size)
 	return storage.Volume{ID: fmt.Sprintf("%s:%d/vm-%d-disk-1.raw", name, a.VMID, a.VMID)}, err
 }
+
 func (r storagesRole) DeleteVolume(_ context.Context, volid string) error {
 	return r.f.call("Storages.DeleteVolume", "%s", volid)
 }
@@ -380,25 +422,36 @@ func (r storagesRole) DeleteVolume(_ context.Context, volid string) error {
 type haRole struct{ f *Fake }
 
 func (r haRole) HAResources(context.Context) ([]api.HAResource, error) {
-	return r.f.Resources, r.f.fail("HA.HAResources")
+	return read(r.f, "HA.HAResources", func() []api.HAResource { return slices.Clone(r.f.Resources) })
 }
+
 func (r haRole) HAAdd(_ context.Context, q api.HAResource) error {
 	return r.f.call("HA.HAAdd", "%s %s %q", q.SID, q.State, q.Comment)
 }
+
 func (r haRole) HASet(_ context.Context, q api.HAResource) error {
 	return r.f.call("HA.HASet", "%s %s %q", q.SID, q.State, q.Comment)
 }
+
 func (r haRole) HARemove(_ context.Context, sid string) error {
 	return r.f.call("HA.HARemove", "%s", sid)
 }
+
 func (r haRole) HAStatus(context.Context) (api.HAStatus, error) {
-	return r.f.HA, r.f.fail("HA.HAStatus")
+	return read(r.f, "HA.HAStatus", func() api.HAStatus { return r.f.HA })
 }
 
 type peersRole struct{ f *Fake }
 
-func (r peersRole) LocalNode() string { return r.f.Cluster.Local }
+func (r peersRole) LocalNode() string {
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
+	return r.f.Cluster.Local
+}
+
 func (r peersRole) RoundTripper(node string) (http.RoundTripper, error) {
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
 	if rt, ok := r.f.Transports[node]; ok {
 		return rt, nil
 	}
@@ -409,6 +462,7 @@ func (r peersRole) RoundTripper(node string) (http.RoundTripper, error) {
 	}
 	return nil, model.Errorf(model.ErrNotFound, "node %s is no member", node)
 }
+
 func (r peersRole) Handler() http.Handler {
 	if r.f.PeerHandler != nil {
 		return r.f.PeerHandler
