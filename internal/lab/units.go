@@ -99,7 +99,7 @@ func (u *units) watch(ctx context.Context, unit Unit, ended <-chan unix.WaitStat
 // clearUnit kills what a unit left in its cgroup and removes the cgroup. It must
 // not be used again: Linux 6.18 kills at once a process that is cloned between
 // cgroups (CLONE_INTO_CGROUP) of which one has seen cgroup.kill and the other has not,
-// and the agent starts guests that way.
+// which is how start puts a unit into its cgroup.
 func clearUnit(ctx context.Context, cgroup sys.Cgroup) error {
 	if err := cgroup.Kill(); errors.Is(err, fs.ErrNotExist) {
 		return nil
