@@ -38,9 +38,18 @@ func (s *server) console(w http.ResponseWriter, r *http.Request, c *call) error 
 	}
 	// The request's context ends with the connection only while net/http owns it.
 	conn := websocket.NetConn(context.WithoutCancel(r.Context()), ws, websocket.MessageBinary)
-	join(conn, port)
+	join(wsConn{conn, ws}, port)
 	return nil
 }
+
+// wsConn is a websocket as a stream whose Close says goodbye. NetConn's own Close cancels the
+// pending read first, and that may break the connection before the goodbye is sent.
+type wsConn struct {
+	io.ReadWriter
+	ws *websocket.Conn
+}
+
+func (c wsConn) Close() error { return c.ws.Close(websocket.StatusNormalClosure, "") }
 
 // join copies both ways until one side ends, closes both and waits for both copies.
 func join(a, b io.ReadWriteCloser) {

@@ -160,14 +160,21 @@ func (c *Client) Console(ctx context.Context, node string, id model.VMID) (io.Re
 		return nil, c.broken(ctx, err)
 	}
 	ws.SetReadLimit(-1)
-	return console{websocket.NetConn(context.WithoutCancel(ctx), ws, websocket.MessageBinary)}, nil
+	return console{websocket.NetConn(context.WithoutCancel(ctx), ws, websocket.MessageBinary), ws}, nil
 }
 
-// console makes every orderly or broken end of the far side an end of file.
-type console struct{ io.ReadWriteCloser }
+// console makes every end that the far side announces an end of file, and announces its own.
+// NetConn's own Close cancels the pending read first, and that may break the connection before anything is announced.
+type console struct {
+	io.ReadWriter
+	ws *websocket.Conn
+}
+
+// Close waits some seconds at most for the far side.
+func (c console) Close() error { return c.ws.Close(websocket.StatusNormalClosure, "") }
 
 func (c console) Read(p []byte) (int, error) {
-	n, err := c.ReadWriteCloser.Read(p)
+	n, err := c.ReadWriter.Read(p)
 	var closed websocket.CloseError
 	if errors.As(err, &closed) {
 		err = io.EOF
