@@ -77,10 +77,12 @@ func (a *Agent) openMember(ctx context.Context, ms *Membership) (*member, error)
 		}
 		m.addresses = append(m.addresses, addr)
 	}
-	if err := network.EnableMultipath(ctx, m.addresses); err != nil {
-		a.log.Warn("the two networks are not used together: a cut link interrupts connections", "err", err)
-	}
 	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	m.wg.Go(func() {
+		if err := network.KeepMultipath(m.ctx, m.addresses, a.log.With("part", "network")); err != nil {
+			a.log.Warn("the two networks are not used together: a cut link interrupts connections", "err", err)
+		}
+	})
 	m.st, err = etcd.Start(ctx, etcd.Config{
 		Name: m.name, DataDir: p.storeData(), Addresses: addrs,
 		TLS: etcd.TLSFiles{CA: p.caCert(), Cert: p.nodeCert(), Key: p.nodeKey()}, Token: ms.Cluster.UUID,

@@ -106,10 +106,13 @@ func channels(host, port string, mptcp bool) map[string]any {
 	return map[string]any{"channels": []any{map[string]any{"channel-type": "main", "addr": addr}}}
 }
 
-// listenAt tries multipath TCP, then plain TCP where QEMU or the kernel lacks it, and
+// listenAt tries multipath TCP if wanted, then plain TCP where QEMU or the kernel lacks it, and
 // both without the argument that QEMU before 9.1 does not know. It reports which one was taken.
-func (m monitor) listenAt(ctx context.Context, host string) (mptcp bool, err error) {
+func (m monitor) listenAt(ctx context.Context, host string, wanted bool) (mptcp bool, err error) {
 	for _, try := range []struct{ mptcp, stay bool }{{true, true}, {false, true}, {true, false}, {false, false}} {
+		if try.mptcp && !wanted {
+			continue
+		}
 		args := channels(host, "0", try.mptcp)
 		if try.stay {
 			args["exit-on-error"] = false // a process that stays after a failure can say why
@@ -124,12 +127,12 @@ func (m monitor) listenAt(ctx context.Context, host string) (mptcp bool, err err
 }
 
 // listen has a process that waits for a guest listen at host and returns the port.
-func (m monitor) listen(ctx context.Context, host string) (PrepareAnswer, error) {
+func (m monitor) listen(ctx context.Context, host string, wanted bool) (PrepareAnswer, error) {
 	// Late activation: the images are taken, and locked, by cont, that is after the guest changed hands.
 	if err := m.setUp(ctx, "events", "late-block-activate"); err != nil {
 		return PrepareAnswer{}, err
 	}
-	mptcp, err := m.listenAt(ctx, host)
+	mptcp, err := m.listenAt(ctx, host, wanted)
 	if err != nil {
 		return PrepareAnswer{}, err
 	}
@@ -146,12 +149,11 @@ func (m monitor) listen(ctx context.Context, host string) (PrepareAnswer, error)
 }
 
 // transfer begins to copy to where the target listens.
-func (m monitor) transfer(ctx context.Context, to PrepareAnswer, downtime time.Duration) error {
+func (m monitor) transfer(ctx context.Context, to PrepareAnswer, how migrate.Transfer) error {
 	if err := m.setUp(ctx, "events"); err != nil {
 		return err
 	}
-	// 0 is no limit of bandwidth.
-	params := map[string]any{"max-bandwidth": 0, "downtime-limit": downtime.Milliseconds()}
+	params := map[string]any{"max-bandwidth": how.Bandwidth, "downtime-limit": how.Downtime.Milliseconds()}
 	if err := m.do(ctx, "migrate-set-parameters", params, nil); err != nil {
 		return err
 	}

@@ -149,7 +149,7 @@ func (s *source) look(ctx context.Context) []migrate.Event {
 		s.Progress(i.progress(s.state.Phase))
 	}
 	return []migrate.Event{
-		migrate.Progress{Round: i.RAM.Rounds, Remaining: i.RAM.Remaining},
+		migrate.Progress{Round: i.RAM.Rounds, Sent: i.RAM.Transferred, Remaining: i.RAM.Remaining},
 		migrate.Migration{Status: i.Status, Reason: i.Error},
 		migrate.Tick{},
 	}
@@ -189,7 +189,7 @@ func (s *source) do(ctx context.Context, a migrate.Action) migrate.Event {
 	case migrate.Prepare:
 		return s.result(s.prepare())
 	case migrate.Transfer:
-		return s.result(s.transfer(ctx, a.Downtime))
+		return s.result(s.transfer(ctx, a))
 	case migrate.SetDowntime:
 		s.mention(monitor{s.qemu.QMP()}.setDowntime(ctx, a.Downtime))
 	case migrate.Brake:
@@ -262,11 +262,11 @@ func (s *source) prepare() error {
 
 // transfer listens to QEMU before it begins, so that nothing of this migration is
 // missed and nothing of an earlier one heard.
-func (s *source) transfer(ctx context.Context, downtime time.Duration) error {
+func (s *source) transfer(ctx context.Context, how migrate.Transfer) error {
 	sub, cancel := context.WithCancel(ctx)
 	s.unsubscribe = cancel
 	s.events = s.qemu.QMP().Subscribe(sub)
-	return monitor{s.qemu.QMP()}.transfer(ctx, s.to, downtime)
+	return monitor{s.qemu.QMP()}.transfer(ctx, s.to, how)
 }
 
 func (s *source) settle(ctx context.Context) migrate.Event {

@@ -284,7 +284,7 @@ func (r *target) start(ctx context.Context) error {
 	sub, cancel := context.WithCancel(ctx)
 	r.unsubscribe = cancel
 	r.events = q.QMP().Subscribe(sub)
-	if r.answer, err = (monitor{q.QMP()}).listen(ctx, r.Listen); err != nil {
+	if r.answer, err = (monitor{q.QMP()}).listen(ctx, r.Listen, r.Config.MPTCP); err != nil {
 		return err
 	}
 	r.observer = r.observe(ctx, r.id, r.note, r.intent.Source, r.intent.SourceEpoch)
