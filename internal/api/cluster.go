@@ -206,10 +206,11 @@ func guestResource(g model.Guest) obj {
 	return o
 }
 
-func onlineNodes(st ClusterStatus) []string {
+// answering are the nodes that are worth asking: those online, and this one, which needs no network.
+func answering(st ClusterStatus) []string {
 	var names []string
 	for _, n := range st.Nodes {
-		if n.Online {
+		if n.Online || n.Name == st.Local {
 			names = append(names, n.Name)
 		}
 	}
@@ -217,7 +218,7 @@ func onlineNodes(st ClusterStatus) []string {
 }
 
 func (s *server) storageResources(ctx context.Context, st ClusterStatus) []obj {
-	lists := askAll(ctx, s, onlineNodes(st), func(node string) string { return "/sauh/nodes/" + node + "/storage" },
+	lists := askAll(ctx, s, answering(st), func(node string) string { return "/sauh/nodes/" + node + "/storage" },
 		s.b.Storages.ListStorages)
 	out := []obj{}
 	for node, list := range lists {
@@ -255,7 +256,7 @@ func (s *server) nodes(ctx context.Context, _ *call) (any, error) {
 
 // nodeList has one row a node; what only the node itself can measure is missing for one that does not answer.
 func (s *server) nodeList(ctx context.Context, st ClusterStatus) []obj {
-	infos := askAll(ctx, s, onlineNodes(st), func(node string) string { return "/sauh/nodes/" + node + "/info" }, s.b.Cluster.Info)
+	infos := askAll(ctx, s, answering(st), func(node string) string { return "/sauh/nodes/" + node + "/info" }, s.b.Cluster.Info)
 	out := []obj{}
 	for _, n := range st.Nodes {
 		o := obj{"node": n.Name, "id": "node/" + n.Name, "type": "node", "status": "offline", "level": ""}

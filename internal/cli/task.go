@@ -57,7 +57,7 @@ func (m *Main) taskList() *cobra.Command {
 	return cmd
 }
 
-// tasks asks one node, or all that are online; one that does not answer is named on standard error.
+// tasks asks one node, or this one and all that are online; one that does not answer is named on standard error.
 func (m *Main) tasks(ctx context.Context, c *client.Client, node string) ([]model.Task, error) {
 	if node != "" {
 		return c.Tasks(ctx, node)
@@ -68,7 +68,7 @@ func (m *Main) tasks(ctx context.Context, c *client.Client, node string) ([]mode
 	}
 	all := []model.Task{}
 	for _, n := range st.Nodes {
-		if !n.Online {
+		if !n.Online && n.Name != st.Local {
 			continue
 		}
 		list, err := c.Tasks(ctx, n.Name)
