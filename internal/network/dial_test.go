@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,6 +29,7 @@ func (c *fakeConn) Close() error { c.closed = true; return nil }
 
 // fakeDial answers for each address as told, and collects the connections it made.
 func fakeDial(hosts map[string]answer, made *[]*fakeConn) *Dialer {
+	var mu sync.Mutex
 	return &Dialer{Dial: func(ctx context.Context, _, addr string) (net.Conn, error) {
 		a := hosts[addr]
 		if a.after < 0 {
@@ -39,6 +41,8 @@ func fakeDial(hosts map[string]answer, made *[]*fakeConn) *Dialer {
 			return nil, a.err
 		}
 		c := &fakeConn{addr: addr}
+		mu.Lock()
+		defer mu.Unlock()
 		*made = append(*made, c)
 		return c, nil
 	}}

@@ -89,19 +89,43 @@ func openMultipath(ctx context.Context) (multipath, error) {
 	if err := ctx.Err(); err != nil {
 		return multipath{}, err
 	}
-	f, err := netlink.GenlFamilyGet(mptcpFamily)
+	req := nl.NewNetlinkRequest(nl.GENL_ID_CTRL, 0)
+	req.AddData(genlHeader{nl.GENL_CTRL_CMD_GETFAMILY, nl.GENL_CTRL_VERSION})
+	req.AddData(nl.NewRtAttr(nl.GENL_CTRL_ATTR_FAMILY_NAME, nl.ZeroTerminated(mptcpFamily)))
+	msgs, err := req.Execute(unix.NETLINK_GENERIC, 0)
 	if errors.Is(err, unix.ENOENT) {
 		return multipath{}, ErrNoMultipath
 	}
 	if err != nil {
 		return multipath{}, fmt.Errorf("look up the kernel's multipath TCP: %w", err)
 	}
-	return multipath{id: f.ID}, nil
+	for _, msg := range msgs {
+		attrs, err := nl.ParseRouteAttr(msg[nl.SizeofGenlmsg:])
+		if err != nil {
+			return multipath{}, fmt.Errorf("look up the kernel's multipath TCP: %w", err)
+		}
+		for _, a := range attrs {
+			if a.Attr.Type == nl.GENL_CTRL_ATTR_FAMILY_ID {
+				return multipath{id: nl.NativeEndian().Uint16(a.Value)}, nil
+			}
+		}
+	}
+	return multipath{}, ErrNoMultipath
 }
+
+// genlHeader is struct genlmsghdr: command, version, two bytes reserved. The library's own
+// nl.Genlmsg lacks these two and sends whatever stands behind it in memory.
+type genlHeader [nl.SizeofGenlmsg]byte
+
+// Len implements nl.NetlinkRequestData.
+func (h genlHeader) Len() int { return len(h) }
+
+// Serialize implements nl.NetlinkRequestData.
+func (h genlHeader) Serialize() []byte { return h[:] }
 
 func (m multipath) request(cmd uint8, flags int) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(int(m.id), flags)
-	req.AddData(&nl.Genlmsg{Command: cmd, Version: mptcpVersion})
+	req.AddData(genlHeader{cmd, mptcpVersion})
 	return req
 }
 

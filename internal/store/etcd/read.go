@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -114,7 +115,7 @@ func (s *Server) watchEnd(ctx context.Context, err error) error {
 		return ctx.Err()
 	case err == nil || s.ctx.Err() != nil:
 		return store.ErrClosed
-	case clientError(err) == rpctypes.ErrCompacted:
+	case errors.Is(clientError(err), rpctypes.ErrCompacted):
 		return store.ErrCompacted
 	}
 	return translate(err)

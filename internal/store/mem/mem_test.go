@@ -63,14 +63,14 @@ func TestAViewWithoutQuorumAnswersFromItsOldCopy(t *testing.T) {
 	})
 }
 
-func TestAWriteWithoutQuorumFailsAfter900Milliseconds(t *testing.T) {
+func TestAWriteWithoutQuorumFailsAfter950Milliseconds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := mem.New().Open("n1")
 		s.SetQuorum(false)
 		start := time.Now()
 		_, err := s.Txn(t.Context(), create("k"))
-		if !errors.Is(err, store.ErrNoQuorum) || time.Since(start) != 900*time.Millisecond {
-			t.Errorf("error %v after %v, want ErrNoQuorum after 900ms", err, time.Since(start))
+		if !errors.Is(err, store.ErrNoQuorum) || time.Since(start) != 950*time.Millisecond {
+			t.Errorf("error %v after %v, want ErrNoQuorum after 950ms", err, time.Since(start))
 		}
 	})
 }

@@ -2,6 +2,7 @@ package mem
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"sync"
 	"time"
@@ -13,7 +14,7 @@ import (
 // long an operation tries in all, which stays below the second that the contract allows.
 const (
 	attemptTimeout = 400 * time.Millisecond
-	totalTimeout   = 900 * time.Millisecond
+	totalTimeout   = 950 * time.Millisecond
 )
 
 // Store is one node's view of a Cluster.
@@ -123,7 +124,7 @@ func (s *Store) Txn(ctx context.Context, t store.Txn) (int64, error) {
 	defer cancel()
 	for {
 		revision, err := s.attempt(total, id, t)
-		if err == nil || err == store.ErrConflict {
+		if err == nil || errors.Is(err, store.ErrConflict) {
 			return revision, wrap("txn", describe(t), err)
 		}
 		if err := s.pause(ctx, total); err != nil {
@@ -215,7 +216,7 @@ func (s *Store) read(ctx context.Context, r store.Read, f func(map[string]store.
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if err == store.ErrClosed {
+			if errors.Is(err, store.ErrClosed) {
 				return err
 			}
 			return store.ErrNoQuorum
