@@ -2,6 +2,8 @@ package image
 
 import (
 	"bytes"
+	"compress/gzip"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -23,7 +25,9 @@ const (
 	modeConsole = 0o020600
 )
 
-// initramfs packs the guest program, its modules and the console's device node.
+// initramfs packs the guest program, its modules and the console's device node,
+// compressed: what the loader reads through the BIOS costs more than unpacking it does. Under emulation gzip
+// and lz4 took 0.7 s of processor time less than no compression, and gzip needs no program.
 func initramfs(init []byte, modules []file) ([]byte, error) {
 	var buf bytes.Buffer
 	w := &cpioWriter{w: &buf}
@@ -40,7 +44,20 @@ func initramfs(init []byte, modules []file) ([]byte, error) {
 	if w.err != nil {
 		return nil, fmt.Errorf("pack initramfs: %w", w.err)
 	}
-	return buf.Bytes(), nil
+	return compress(buf.Bytes())
+}
+
+func compress(b []byte) ([]byte, error) {
+	var out bytes.Buffer
+	w, err := gzip.NewWriterLevel(&out, gzip.BestCompression)
+	if err == nil {
+		_, err = w.Write(b)
+		err = errors.Join(err, w.Close())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("compress initramfs: %w", err)
+	}
+	return out.Bytes(), nil
 }
 
 // cpioWriter writes the "newc" format of the kernel's

@@ -2,8 +2,10 @@ package image
 
 import (
 	"bytes"
+	"compress/gzip"
 	"encoding/binary"
 	"errors"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -54,7 +56,15 @@ func TestTheInitramfsHoldsInitModulesAndConsole(t *testing.T) {
 		"dev": "40755 ", "proc": "40755 ", "sys": "40755 ", "modules": "40755 ",
 		"dev/console": "20600 ", "modules/00-a.ko": "100644 A", "modules/01-b.ko": "100644 BB", "init": "100755 program",
 	}
-	if diff := cmp.Diff(want, entries(t, got)); diff != "" {
+	r, err := gzip.NewReader(bytes.NewReader(got))
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, entries(t, archive)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

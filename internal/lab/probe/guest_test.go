@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -178,13 +179,13 @@ func tamper(t *testing.T, disk string, number int64) {
 	}
 }
 
-func TestAGuestLivesThroughAMigrationByHand(t *testing.T) {
+func TestAGuestLivesThroughMigrationsByHand(t *testing.T) {
 	disk, inside := inNamespace(t)
 	if !inside {
 		return
 	}
-	makeNetwork(t, "tap1", "tap2")
-	source := bootGuest(t, disk, "tap1")
+	makeNetwork(t, "tap0", "tap1")
+	m := bootGuest(t, disk, "tap0")
 	history := &lockedBuffer{}
 	echo := probe.NewEcho(probe.EchoConfig{Target: guestIP}, nil)
 	echoing := probe.Start(t.Context(), echo.Run)
@@ -193,25 +194,22 @@ func TestAGuestLivesThroughAMigrationByHand(t *testing.T) {
 	loading := probe.Start(t.Context(), probe.NewDownload(probe.DownloadConfig{
 		Target: guestIP, File: guest.File{MiB: 8, Seed: 1}, Rate: 1 << 20,
 	}, nil).Run)
-	acknowledged(t, history, 100)
 
-	socket := filepath.Join(t.TempDir(), "migrate")
-	target := startQEMU(t, disk, "tap2", "-incoming", "unix:"+socket)
-	from := probe.Now()
-	source.qmp.do(t, "migrate", map[string]any{"uri": "unix:" + socket})
-	poll(t, "migration completes", func() bool {
-		switch status := source.qmp.do(t, "query-migrate", nil)["status"]; status {
-		case "completed":
-			return true
-		case "failed", "cancelled":
-			t.Fatalf("migration %s", status)
+	for i, dirty := range []int{0, 50, 200} {
+		httpGet(t, fmt.Sprintf("/dirty?mib_per_s=%d&mib=64", dirty))
+		acknowledged(t, history, 100)
+		from := probe.Now()
+		var info map[string]any
+		m, info = migrate(t, m, disk, fmt.Sprintf("tap%d", (i+1)%2))
+		to := probe.Now()
+		acknowledged(t, history, 100)
+		gap := probe.Gaps(echo.Series(), from, to)
+		if gap.Open || gap.Longest > 3*time.Second {
+			t.Errorf("gap of the echo: %+v", gap)
 		}
-		return false
-	})
-	to := probe.Now()
-	acknowledged(t, history, 100)
-	info := source.qmp.do(t, "query-migrate", nil)
-	source.kill()
+		t.Logf("%d MiB/s dirtied: gap %s, lost %d of %d; QEMU: total %v ms, downtime %v ms",
+			dirty, gap.Longest.Round(time.Millisecond), gap.Lost, gap.Sent, info["total-time"], info["downtime"])
+	}
 
 	<-loading.Done()
 	download, err := loading.Stop()
@@ -222,7 +220,8 @@ func TestAGuestLivesThroughAMigrationByHand(t *testing.T) {
 	if err != nil || stream.Broken || stream.Wrong != 0 {
 		t.Errorf("stream: %+v, %v", stream, err)
 	}
-	if sum, err := writing.Stop(); err != nil || sum.Connections != 1 || sum.Unknown > 1 {
+	sum, err := writing.Stop()
+	if err != nil || sum.Connections != 1 || sum.Unknown > 1 {
 		t.Errorf("ledger: %+v, %v", sum, err)
 	}
 	if _, err := echoing.Stop(); err != nil {
@@ -231,12 +230,29 @@ func TestAGuestLivesThroughAMigrationByHand(t *testing.T) {
 	if v := verify(t, history); !v.OK() || len(v.Chain.Boots) != 1 {
 		t.Errorf("verdict: %+v", v)
 	}
-	gap := probe.Gaps(echo.Series(), from, to+time.Second)
-	if gap.Open || gap.Longest > 2*time.Second {
-		t.Errorf("gap of the echo: %+v", gap)
-	}
-	t.Logf("gap %s, lost %d of %d; stream stalled %.0f ms, download %.0f ms; QEMU: total %v ms, downtime %v ms",
-		gap.Longest, gap.Lost, gap.Sent, stream.LongestMS, download.LongestMS, info["total-time"], info["downtime"])
-	target.qmp.do(t, "system_powerdown", nil)
-	<-target.exited
+	t.Logf("longest stalls: stream %.0f ms, download %.0f ms, ledger %.0f ms", stream.LongestMS, download.LongestMS, sum.LongestMS)
+	m.qmp.do(t, "system_powerdown", nil)
+	<-m.exited
+}
+
+// migrate moves the guest to a new QEMU by bare QMP, ends the old one, and
+// returns the new one and what query-migrate said.
+func migrate(t *testing.T, source *machine, disk, tap string) (*machine, map[string]any) {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "migrate")
+	target := startQEMU(t, disk, tap, "-incoming", "unix:"+socket)
+	// QEMU's own limit of 128 MiB/s is below what the test lets the guest dirty,
+	// and without the limit its own downtime of 300 ms would be used up.
+	source.qmp.do(t, "migrate-set-parameters", map[string]any{"max-bandwidth": 10 << 30, "downtime-limit": 20})
+	source.qmp.do(t, "migrate", map[string]any{"uri": "unix:" + socket})
+	var info map[string]any
+	poll(t, "migration completes", func() bool {
+		info = source.qmp.do(t, "query-migrate", nil)
+		if status := info["status"]; status == "failed" || status == "cancelled" {
+			t.Fatalf("migration %s", status)
+		}
+		return info["status"] == "completed"
+	})
+	source.kill()
+	return target, info
 }
