@@ -79,7 +79,7 @@ func TestTheTargetContinuesOnlyAfterItIsTheOwner(t *testing.T) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		at := func(p string) int { return slices.Index(w.points, p+" #1") }
-		if at("n2 target completed") > at("n2 txn") || at("n2 txn answer") > at("n2 command cont") || at("n2 command cont") < 0 {
+		if at("n1 received") > at("n2 txn") || at("n2 txn answer") > at("n2 command cont") || at("n2 command cont") < 0 {
 			t.Errorf("order of events: %q", w.points)
 		}
 		if at("n1 command cont") >= 0 {
@@ -316,6 +316,115 @@ func TestACancelIsToldToTheCaller(t *testing.T) {
 		}
 		if got := w.room.Running(); !slices.Equal(got, []string{nodeA}) {
 			t.Errorf("runs on %q", got)
+		}
+	})
+}
+
+// The guest's file comes back to a node that still has the memory of before: it must not run again.
+
+func TestASourceDoesNotRunMemoryThatTheTargetOutran(t *testing.T) {
+	in(t, func(w *world) {
+		w.at, w.strike = "n2 txn answer #1", func() {
+			m := w.nodes[nodeA]
+			m.agent.kill()
+			later(w, 3*time.Second, func() { powerOff(nodeB)(w, nil) })
+			later(w, 20*time.Second, m.startAgent)
+		}
+		w.migrate(w.ctx)
+		time.Sleep(time.Minute)
+		if err := w.verify(true); err != nil {
+			t.Error(err)
+		}
+		if got := w.room.Running(); !slices.Equal(got, []string{nodeA}) || w.boots != 2 {
+			t.Errorf("runs on %q after %d boots", got, w.boots)
+		}
+	})
+}
+
+func TestATargetDoesNotRunMemoryThatTheSourceOutran(t *testing.T) {
+	for name, strike := range map[string]func(w *world){
+		"without a quorum": func(w *world) {
+			w.nodes[nodeB].store.SetQuorum(false)
+			later(w, 40*time.Second, func() { w.nodes[nodeB].store.SetQuorum(true) })
+		},
+		"without its agent": func(w *world) {
+			w.nodes[nodeB].agent.kill()
+			later(w, 40*time.Second, w.nodes[nodeB].startAgent)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in(t, func(w *world) {
+				w.at, w.strike = "n1 received #1", func() {
+					strike(w)
+					later(w, 10*time.Second, func() { powerOff(nodeA)(w, nil) })
+				}
+				w.migrate(w.ctx)
+				time.Sleep(time.Minute)
+				if err := w.verify(true); err != nil {
+					t.Error(err)
+				}
+				if got := w.room.Running(); !slices.Equal(got, []string{nodeB}) || w.boots != 2 {
+					t.Errorf("runs on %q after %d boots", got, w.boots)
+				}
+			})
+		})
+	}
+}
+
+func TestAGuestThatDoesNotConvergeGetsALongerPause(t *testing.T) {
+	in(t, func(w *world) {
+		w.room.SetPace(qmptest.Pace{Round: 200 * time.Millisecond, Rounds: 3, Downtime: 350 * time.Millisecond})
+		w.migrate(w.ctx)
+		if err := <-w.result; err != nil {
+			t.Error(err)
+		}
+		if !slices.ContainsFunc(w.lines, func(l string) bool { return strings.Contains(l, "allowing a pause of 400 ms") }) {
+			t.Errorf("log: %q", w.lines)
+		}
+	})
+}
+
+func TestAGuestThatNeverConvergesStays(t *testing.T) {
+	in(t, func(w *world) {
+		w.room.SetPace(qmptest.Pace{Round: 200 * time.Millisecond, Rounds: 3, Downtime: time.Minute})
+		w.migrate(w.ctx)
+		err := <-w.result
+		if err == nil || !strings.Contains(err.Error(), "could not be copied within 10m0s") {
+			t.Errorf("got %v", err)
+		}
+		time.Sleep(3 * time.Second)
+		if err := w.verify(false); err != nil {
+			t.Error(err)
+		}
+		if got := w.room.Running(); !slices.Equal(got, []string{nodeA}) {
+			t.Errorf("runs on %q", got)
+		}
+	})
+}
+
+func TestWithoutAQuorumAMigrationIsRefusedWithinASecond(t *testing.T) {
+	in(t, func(w *world) {
+		w.nodes[nodeA].store.SetQuorum(false)
+		began := time.Now()
+		w.migrate(w.ctx)
+		err := <-w.result
+		if !errors.Is(err, store.ErrNoQuorum) || time.Since(began) > time.Second {
+			t.Errorf("got %v after %s", err, time.Since(began))
+		}
+	})
+}
+
+func TestAGuestIsMovedByOneTaskAtATime(t *testing.T) {
+	in(t, func(w *world) {
+		a := w.nodes[nodeA].agent
+		w.migrate(w.ctx)
+		time.Sleep(30 * time.Millisecond)
+		err := Source(w.ctx, SourceDeps{Deps: a.deps(), Peer: peer{w}}, Request{VMID: guest, Target: nodeB, Task: "UPID:2"})
+		if !errors.Is(err, model.ErrBusy) {
+			t.Errorf("a second migration: %v", err)
+		}
+		if err := <-w.result; err != nil {
+			t.Error(err)
 		}
 	})
 }

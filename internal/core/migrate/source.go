@@ -16,6 +16,8 @@ type Source struct {
 
 	since     time.Duration // when the phase began
 	nextRaise int           // the round at which the limit grows
+	sent      int64         // bytes copied, and when that number last grew
+	grew      time.Duration
 }
 
 // Step is the source's machine. now is any clock that does not jump; it returns the
@@ -77,8 +79,9 @@ func (s Source) done(now time.Duration) (Source, []Action) {
 	case PhasePrepare:
 		s.Downtime = s.Config.Downtime
 		s.nextRaise = s.Config.PatientRounds
-		return s.enter(PhaseSetup, now, Transfer{Downtime: s.Downtime})
+		return s.enter(PhaseSetup, now, Transfer{Downtime: s.Downtime, Bandwidth: s.Config.Bandwidth})
 	case PhaseSetup:
+		s.grew = now
 		return s.enter(PhasePrecopy, now)
 	}
 	return s, nil
@@ -116,6 +119,9 @@ func (s Source) gone(now time.Duration) (Source, []Action) {
 }
 
 func (s Source) progress(now time.Duration, p Progress) (Source, []Action) {
+	if p.Sent != s.sent {
+		s.sent, s.grew = p.Sent, now
+	}
 	if s.Phase != PhasePrecopy || p.Round < s.nextRaise || s.Downtime >= s.Config.MaxDowntime {
 		return s, nil
 	}
@@ -166,6 +172,8 @@ func (s Source) tick(now time.Duration) (Source, []Action) {
 	case s.Phase == PhasePrecopy && spent >= s.Config.Limit:
 		return s.fail(now, fmt.Sprintf("the memory could not be copied within %s even with a pause of %d ms: "+
 			"the guest writes too fast, try again when it is less busy", s.Config.Limit, s.Downtime.Milliseconds()))
+	case s.Phase == PhasePrecopy && now-s.grew >= s.Config.StallLimit:
+		return s.fail(now, fmt.Sprintf("nothing could be copied for %s: check the network to the target", s.Config.StallLimit))
 	case s.Phase == PhaseSwitchover && spent >= s.Config.SwitchoverLimit:
 		return s.fail(now, fmt.Sprintf("the last part of the memory did not arrive within %s: check the network to the target", s.Config.SwitchoverLimit))
 	case s.Phase == PhaseOwnership && spent >= s.Config.OwnershipLimit:

@@ -377,9 +377,14 @@ func (q *QEMU) completeSource() {
 		q.room.mu.Unlock()
 		return
 	}
-	q.setLocked("postmigrate")
-	q.mig.remaining = 0
-	q.migrationLocked("completed")
+	if q.mig.cancelled {
+		// A cancel that comes between the last byte and here makes QEMU resume, although the target has everything.
+		q.failLocked(nil, "")
+	} else {
+		q.setLocked("postmigrate")
+		q.mig.remaining = 0
+		q.migrationLocked("completed")
+	}
 	q.room.mu.Unlock()
 	q.room.at(q, "source completed")
 }
