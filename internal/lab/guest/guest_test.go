@@ -176,7 +176,7 @@ func TestRequestsThatMakeNoSenseAreAnsweredWithWhatIsAllowed(t *testing.T) {
 		"/dirty?mib_per_s=quick&mib=1000": "from 0 to",
 	} {
 		w := httptest.NewRecorder()
-		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil))
 		if w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), want) {
 			t.Errorf("%s: %d %q, want 400 and %q", path, w.Code, w.Body, want)
 		}
@@ -237,7 +237,7 @@ func serveAll(t *testing.T, g *Guest) Listeners {
 
 func TestTheLedgerSpeaksItsProtocol(t *testing.T) {
 	l := serveAll(t, newGuest(t))
-	conn, err := net.Dial("tcp", l.Ledger.Addr().String())
+	conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", l.Ledger.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -286,7 +286,11 @@ func TestTheLedgerSpeaksItsProtocol(t *testing.T) {
 func TestTheStatisticsTellTheLedgersState(t *testing.T) {
 	g := newGuest(t)
 	l := serveAll(t, g)
-	resp, err := http.Get("http://" + l.HTTP.Addr().String() + "/dirty?mib_per_s=3&mib=2")
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+l.HTTP.Addr().String()+"/dirty?mib_per_s=3&mib=2", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}

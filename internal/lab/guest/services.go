@@ -2,6 +2,7 @@ package guest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -69,7 +70,7 @@ func (g *Guest) Serve(ctx context.Context, l Listeners) error {
 	wg.Go(func() { g.dirty.Run(ctx) })
 	<-ctx.Done()
 	wg.Wait()
-	if cause := context.Cause(ctx); cause != ctx.Err() {
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause
 	}
 	return nil

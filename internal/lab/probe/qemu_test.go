@@ -145,7 +145,7 @@ func startQEMU(t *testing.T, disk, tap string, extra ...string) *machine {
 		"-device", "virtio-net-pci,netdev=n,romfile=,mac=52:54:00:12:34:56",
 	}
 	m := &machine{exited: make(chan struct{}), begun: time.Now()}
-	m.cmd = exec.Command("qemu-system-x86_64", append(args, extra...)...)
+	m.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), "qemu-system-x86_64", append(args, extra...)...)
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := m.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -196,7 +196,7 @@ func dialUnix(t *testing.T, path string) net.Conn {
 	var conn net.Conn
 	poll(t, "QEMU opens "+path, func() bool {
 		var err error
-		conn, err = net.Dial("unix", path)
+		conn, err = (&net.Dialer{}).DialContext(t.Context(), "unix", path)
 		return err == nil
 	})
 	t.Cleanup(func() { _ = conn.Close() })

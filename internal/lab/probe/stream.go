@@ -292,7 +292,7 @@ func (c *comparer) Write(p []byte) (int, error) {
 		c.buf = make([]byte, len(p))
 	}
 	want := c.buf[:len(p)]
-	if _, err := io.ReadFull(c.want, want); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && err != io.EOF {
+	if _, err := io.ReadFull(c.want, want); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
 		return 0, fmt.Errorf("compute file: %w", err)
 	}
 	if c.wrongAt < 0 && !bytes.Equal(p, want) {

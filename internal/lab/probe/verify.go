@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -24,7 +25,7 @@ func (h *History) ReadHistory(r io.Reader) error {
 	in := bufio.NewReader(r)
 	for {
 		text, err := in.ReadBytes('\n')
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
@@ -137,7 +138,7 @@ func (c *verifier) slot(n uint64, slot []byte) {
 // compare judges what stands in the slot of an acknowledged record.
 func (c *verifier) compare(a LedgerLine, slot []byte, r ledger.Record, sum uint32, ok bool) {
 	if !ok {
-		if _, _, err := ledger.Decode(slot); err == ledger.ErrEmpty {
+		if _, _, err := ledger.Decode(slot); errors.Is(err, ledger.ErrEmpty) {
 			c.v.Lost++
 			c.fault(a, "acknowledged, but its slot is empty")
 			return
