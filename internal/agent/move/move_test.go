@@ -218,7 +218,7 @@ func faults() []fault {
 
 // paces are the orders in which the two sides can notice completion.
 func paces() map[string]qmptest.Pace {
-	p := qmptest.Pace{Round: 20 * time.Millisecond, Rounds: 3, Switch: 5 * time.Millisecond, Slack: 2 * time.Millisecond}
+	p := qmptest.Pace{Round: 20 * time.Millisecond, Rounds: 3, Switch: 5 * time.Millisecond, Load: 3 * time.Millisecond, Slack: 2 * time.Millisecond}
 	q := p
 	q.Slack = -20 * time.Millisecond
 	return map[string]qmptest.Pace{"target first": p, "source first": q}

@@ -353,13 +353,13 @@ func (q *QEMU) lastByte(target *QEMU) bool {
 		return false
 	}
 	target.memory = q.memory
-	q.mig.status = "completing"
 	r.mu.Unlock()
 	r.at(q, "received")
 	return true
 }
 
 func (q *QEMU) complete(target *QEMU, pace Pace) {
+	target.sleep(pace.Load)
 	if pace.Slack < 0 {
 		q.completeSource()
 		q.sleep(-pace.Slack)

@@ -36,6 +36,7 @@ type Pace struct {
 	Rounds   int           // rounds until the rest is small enough, whatever the limit
 	Downtime time.Duration // the rest needs this long: no switch-over below such a downtime limit
 	Switch   time.Duration // from the source's stop to the last byte
+	Load     time.Duration // from the last byte to the first side's noticing completion
 	Slack    time.Duration // between the two sides noticing completion; negative: the source first
 }
 
@@ -44,7 +45,7 @@ func NewRoom() *Room {
 	return &Room{
 		listening: map[string]*QEMU{},
 		nextPort:  40000,
-		pace:      Pace{Round: 20 * time.Millisecond, Rounds: 3, Switch: 5 * time.Millisecond, Slack: time.Millisecond},
+		pace:      Pace{Round: 20 * time.Millisecond, Rounds: 3, Switch: 5 * time.Millisecond, Load: time.Millisecond, Slack: time.Millisecond},
 	}
 }
 
