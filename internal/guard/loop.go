@@ -96,6 +96,9 @@ type loop struct {
 	pills  *pills
 	dog    dog
 
+	// wake is when the machine wants its next step. Only a step moves it, so that no
+	// client, however often it asks, keeps the machine from its work.
+	wake       time.Duration
 	fences     []fence
 	thawFailed []string // reported with the next tick
 	stopping   bool
@@ -134,8 +137,7 @@ func (l *loop) run(ctx context.Context) error {
 			return l.dog.disarm()
 		}
 		l.pills.poll(l.state.Pills(), time.Now())
-		now := l.cfg.now()
-		timer.Reset(l.state.Next(now) - now)
+		timer.Reset(l.wake - l.cfg.now())
 	}
 }
 
@@ -176,6 +178,8 @@ func (l *loop) step(ev lease.GuardEvent) error {
 		}
 		l.state, actions, _ = l.state.Step(l.cfg.now(), done)
 	}
+	now := l.cfg.now()
+	l.wake = l.state.Next(now)
 	l.report(before)
 	return refused
 }

@@ -2,6 +2,7 @@ package guard
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -95,6 +97,25 @@ func TestAClientThatNeverReadsOrNeverWritesHoldsNobodyUp(t *testing.T) {
 	}
 	feeds := r.dog.count()
 	eventually(t, "fed all the same", func() bool { return r.dog.count() > feeds+3 })
+}
+
+func TestAClientThatAsksWithoutEndKeepsTheGuardFromNothing(t *testing.T) {
+	r := startRig(t)
+	r.renew(1)
+	must(t, r.client.Protect(t.Context(), testGroup("100", 1)))
+	startGuest(t, r.root, "100")
+	ctx, cancel := context.WithTimeout(t.Context(), shortParams().Lease-500*time.Millisecond)
+	defer cancel()
+	feeds := r.dog.count()
+	for ctx.Err() == nil {
+		_, _ = r.client.Status(ctx)
+	}
+	if got := r.state("100"); got != lease.Frozen {
+		t.Errorf("just before the deadline the guest is %s", got)
+	}
+	if r.dog.count() < feeds+3 {
+		t.Errorf("fed %d times meanwhile", r.dog.count()-feeds)
+	}
 }
 
 func TestOnlyRootMayTalkToTheGuard(t *testing.T) {
