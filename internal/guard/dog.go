@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -142,7 +143,8 @@ func holderSocket(socket string) string { return socket + ".holder" }
 // dismiss sends the holder of an earlier guard away and waits up to a second
 // until it has closed the watchdog; that closing feeds. It is false if there was none.
 func dismiss(socket string) bool {
-	conn, err := net.DialTimeout("unix", holderSocket(socket), time.Second)
+	d := net.Dialer{Timeout: time.Second}
+	conn, err := d.DialContext(context.Background(), "unix", holderSocket(socket))
 	if err != nil {
 		return false
 	}
@@ -169,7 +171,7 @@ func Hold(socket string) error {
 	if err != nil {
 		return fmt.Errorf("hold watchdog: %w", err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	if err := os.Chmod(path, 0o600); err != nil {
 		return fmt.Errorf("hold watchdog: %w", err)
 	}

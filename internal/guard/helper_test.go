@@ -128,8 +128,9 @@ func (w *fakeDog) Timeout() time.Duration { return w.timeout }
 func (w *fakeDog) Identity() string       { return "Software Watchdog" }
 func (w *fakeDog) File() *os.File         { return nil }
 func (w *fakeDog) Disarm() error          { w.mu.Lock(); defer w.mu.Unlock(); w.disarmed = true; return nil }
-func (w *fakeDog) Close() error           { w.mu.Lock(); defer w.mu.Unlock(); w.closed = true; return nil }
-func (w *fakeDog) count() int             { w.mu.Lock(); defer w.mu.Unlock(); return w.feeds }
+
+func (w *fakeDog) Close() error { w.mu.Lock(); defer w.mu.Unlock(); w.closed = true; return nil }
+func (w *fakeDog) count() int   { w.mu.Lock(); defer w.mu.Unlock(); return w.feeds }
 
 // testRoot makes a cgroup v2 "root" of its own, which the test's end kills and removes.
 func testRoot(t *testing.T) string {

@@ -36,7 +36,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	calls, epochs := make(chan call), make(chan uint64)
-	srv, err := listen(cfg.Socket, calls)
+	srv, err := listen(ctx, cfg.Socket, calls)
 	if err != nil {
 		return err
 	}
@@ -114,11 +114,11 @@ type fence struct {
 func (l *loop) run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	due := l.cfg.now() // of the next tick; requests bring it forward and never put it off
 	stop := ctx.Done()
 	for {
 		select {
 		case <-timer.C:
-			l.tick()
 		case c := <-l.calls:
 			l.handle(c)
 		case epoch := <-l.epochs:
@@ -286,7 +286,7 @@ func (l *loop) handle(c call) {
 	var err error
 	switch c.req.Op {
 	case "renew":
-		err = l.step(lease.LeaseRenewed{Epoch: c.req.Epoch, Deadline: c.req.deadline()})
+		err = l.step(lease.Renewal{Epoch: c.req.Epoch, Deadline: c.req.deadline()})
 	case "protect":
 		err = l.protect(*c.req.Group)
 	case "unprotect":

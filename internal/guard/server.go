@@ -39,8 +39,9 @@ type server struct {
 }
 
 // listen serves path until close is called.
-func listen(path string, calls chan<- call) (*server, error) {
-	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+func listen(ctx context.Context, path string, calls chan<- call) (*server, error) {
+	d := net.Dialer{Timeout: time.Second}
+	if conn, err := d.DialContext(ctx, "unix", path); err == nil {
 		_ = conn.Close()
 		return nil, model.Errorf(model.ErrExists, "another guard serves %s: only one may run on a node", path)
 	}
@@ -57,8 +58,8 @@ func listen(path string, calls chan<- call) (*server, error) {
 	if err := os.Chmod(path, 0o600); err != nil {
 		return nil, errors.Join(fmt.Errorf("listen on %s: %w", path, err), l.Close())
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	s := &server{listener: l, calls: calls, stop: cancel, done: ctx.Done(), conns: map[net.Conn]bool{}}
+	serving, cancel := context.WithCancel(context.Background()) // outlives ctx while guests are protected
+	s := &server{listener: l, calls: calls, stop: cancel, done: serving.Done(), conns: map[net.Conn]bool{}}
 	s.wg.Go(s.accept)
 	return s, nil
 }

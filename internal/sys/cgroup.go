@@ -180,7 +180,7 @@ func (c Cgroup) wait(ctx context.Context, done func() (bool, error)) error {
 	if err != nil {
 		return fmt.Errorf("wait for cgroup %s: %w", c, err)
 	}
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close()
 	fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}
 	buf := make([]byte, 256)
 	for {

@@ -32,7 +32,7 @@ func lockMappings(path string) error {
 	if err != nil {
 		return fmt.Errorf("lock memory: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close()
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrWatchdogHeld: another process has the watchdog open; the kernel lets only one.
+// ErrWatchdogHeld means that another process has the watchdog open; the kernel lets only one.
 var ErrWatchdogHeld = errors.New("held by another process")
 
 // Watchdog is an open watchdog device: a timer outside the operating system's

@@ -57,9 +57,9 @@ type GuardEvent interface{ isGuardEvent() }
 type GuardAction interface{ isGuardAction() }
 
 type (
-	// LeaseRenewed: protected guests of Epoch may run until Deadline. It is refused if
+	// Renewal says that protected guests of Epoch may run until Deadline. It is refused if
 	// a newer epoch is known, or if the deadline is further away than a lease.
-	LeaseRenewed struct {
+	Renewal struct {
 		Epoch    uint64
 		Deadline time.Duration
 	}
@@ -69,9 +69,9 @@ type (
 	// UnprotectGroup takes a group out again, living or not. It is refused unless the
 	// lease is valid, because a frozen guest must not be let loose. A name that is not there is no error.
 	UnprotectGroup struct{ Name string }
-	// FenceOrder: the node was fenced; everything before Epoch must die, and the lease is over.
+	// FenceOrder says that the node was fenced: everything before Epoch must die, and the lease is over.
 	FenceOrder struct{ Epoch uint64 }
-	// PillRead: a pill on a shared storage says Epoch.
+	// PillRead reports that a pill on a shared storage says Epoch.
 	PillRead struct{ Epoch uint64 }
 	// Done reports what came of the actions; groups are named.
 	Done struct {
@@ -96,7 +96,7 @@ type (
 )
 
 func (Tick) isGuardEvent()           {}
-func (LeaseRenewed) isGuardEvent()   {}
+func (Renewal) isGuardEvent()        {}
 func (ProtectGroup) isGuardEvent()   {}
 func (UnprotectGroup) isGuardEvent() {}
 func (FenceOrder) isGuardEvent()     {}
@@ -221,7 +221,7 @@ func (g Guard) clone() Guard {
 func (g *Guard) apply(now time.Duration, ev GuardEvent) error {
 	switch ev := ev.(type) {
 	case Tick:
-	case LeaseRenewed:
+	case Renewal:
 		return g.renewed(now, ev)
 	case ProtectGroup:
 		return g.protect(now, ev.Group)
@@ -237,7 +237,7 @@ func (g *Guard) apply(now time.Duration, ev GuardEvent) error {
 	return nil
 }
 
-func (g *Guard) renewed(now time.Duration, ev LeaseRenewed) error {
+func (g *Guard) renewed(now time.Duration, ev Renewal) error {
 	if ev.Epoch < g.floor {
 		return model.Errorf(model.ErrConflict, "the lease of epoch %d is refused: this node was fenced with epoch %d", ev.Epoch, g.floor)
 	}

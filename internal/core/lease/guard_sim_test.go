@@ -164,7 +164,7 @@ func (w *world) act(t *rapid.T, epoch *uint64, seq int) error {
 	switch rapid.IntRange(0, 11).Draw(t, "act") {
 	default:
 		deadline := w.now - time.Duration(rapid.IntRange(0, 9000).Draw(t, "rtt"))*ms + w.p.Lease
-		ev := lease.LeaseRenewed{Epoch: *epoch, Deadline: deadline}
+		ev := lease.Renewal{Epoch: *epoch, Deadline: deadline}
 		if _, _, refused := w.g.Step(w.now, ev); refused == nil {
 			w.permitted[*epoch] = max(w.permitted[*epoch], deadline)
 		}
@@ -276,7 +276,7 @@ func TestAGuardThatHangsAtAnyInstantIsEndedByTheWatchdogBeforeTheDeadline(t *tes
 			// Renewals until 5s, silence until 20s, renewals again.
 			if w.now%sec == 0 && (w.now <= 5*sec || w.now >= 20*sec) {
 				deadline := w.now + w.p.Lease - 200*ms
-				_, broken := w.step(lease.LeaseRenewed{Epoch: 1, Deadline: deadline})
+				_, broken := w.step(lease.Renewal{Epoch: 1, Deadline: deadline})
 				must(broken)
 				w.permitted[1] = deadline
 			}
@@ -309,7 +309,7 @@ func TestAnUndisturbedNodeIsNeverFrozenNorReset(t *testing.T) {
 	for w.now < 120*sec {
 		if w.now%sec == 0 {
 			w.permitted[1] = w.now + w.p.Lease - sec // answers take a whole second
-			_, _ = w.step(lease.LeaseRenewed{Epoch: 1, Deadline: w.permitted[1]})
+			_, _ = w.step(lease.Renewal{Epoch: 1, Deadline: w.permitted[1]})
 		}
 		if w.now == sec {
 			w.cgroups["100"] = &cgroup{Group: group("100", 1), running: true}

@@ -59,7 +59,7 @@ func protected(t *testing.T) *guardTalk {
 	d := &guardTalk{t, lease.NewGuard(lease.DefaultParams(), true, 0, nil)}
 	d.step(0, lease.Tick{}, lease.Feed{})
 	d.step(0, lease.Done{Fed: true})
-	d.step(1*sec, lease.LeaseRenewed{Epoch: 3, Deadline: 11 * sec}, lease.Feed{})
+	d.step(1*sec, lease.Renewal{Epoch: 3, Deadline: 11 * sec}, lease.Feed{})
 	d.step(1*sec, lease.Done{Fed: true})
 	d.step(1*sec, lease.ProtectGroup{Group: group("100", 3)})
 	return d
@@ -88,28 +88,28 @@ func TestGuardDoesNotFeedBetweenTheLastSafeInstantAndTheConfirmedFreeze(t *testi
 
 func TestGuardThawsWhenTheSameEpochIsRenewed(t *testing.T) {
 	d := frozen(t)
-	d.step(12*sec, lease.LeaseRenewed{Epoch: 3, Deadline: 22 * sec}, lease.Thaw{Group: group("100", 3)}, lease.Feed{})
+	d.step(12*sec, lease.Renewal{Epoch: 3, Deadline: 22 * sec}, lease.Thaw{Group: group("100", 3)}, lease.Feed{})
 }
 
 func TestGuardDoesNotThawForALeaseThatTheWatchdogOutlasts(t *testing.T) {
 	d := frozen(t)
 	// Fed at 10.005s the watchdog lasts until 15.005s: a hang after the thaw must end before the deadline.
-	d.step(10*sec+6*ms, lease.LeaseRenewed{Epoch: 3, Deadline: 15 * sec})
-	d.step(10*sec+7*ms, lease.LeaseRenewed{Epoch: 3, Deadline: 16 * sec}, lease.Thaw{Group: group("100", 3)})
+	d.step(10*sec+6*ms, lease.Renewal{Epoch: 3, Deadline: 15 * sec})
+	d.step(10*sec+7*ms, lease.Renewal{Epoch: 3, Deadline: 16 * sec}, lease.Thaw{Group: group("100", 3)})
 }
 
 func TestGuardKillsOnANewerEpochAndNeverThawsAgain(t *testing.T) {
 	kill := lease.Kill{Group: group("100", 3)}
 	for name, ev := range map[string]lease.GuardEvent{
-		"renewal": lease.LeaseRenewed{Epoch: 4, Deadline: 22 * sec},
+		"renewal": lease.Renewal{Epoch: 4, Deadline: 22 * sec},
 		"order":   lease.FenceOrder{Epoch: 4},
 		"pill":    lease.PillRead{Epoch: 4},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := frozen(t)
 			d.step(12*sec, ev, kill)
-			d.refuse(12*sec, lease.LeaseRenewed{Epoch: 3, Deadline: 22 * sec}, model.ErrConflict)
-			d.step(12*sec+10*ms, lease.LeaseRenewed{Epoch: 4, Deadline: 22 * sec}, kill)
+			d.refuse(12*sec, lease.Renewal{Epoch: 3, Deadline: 22 * sec}, model.ErrConflict)
+			d.step(12*sec+10*ms, lease.Renewal{Epoch: 4, Deadline: 22 * sec}, kill)
 			d.refuse(12*sec+10*ms, lease.ProtectGroup{Group: group("100", 4)}, model.ErrBusy)
 			if d.g.Clean(4) {
 				t.Error("clean before the group is dead")
@@ -141,9 +141,9 @@ func TestProtectNeedsAnArmedWatchdogAndAValidLeaseOfTheCurrentEpoch(t *testing.T
 	d.refuse(0, lease.ProtectGroup{Group: group("100", 3)}, model.ErrUnavailable) // not armed
 	d.step(1*ms, lease.Done{Fed: true})
 	d.refuse(1*ms, lease.ProtectGroup{Group: group("100", 3)}, model.ErrUnavailable) // no lease
-	d.step(1*ms, lease.LeaseRenewed{Epoch: 3, Deadline: 5 * sec})
+	d.step(1*ms, lease.Renewal{Epoch: 3, Deadline: 5 * sec})
 	d.refuse(1*ms, lease.ProtectGroup{Group: group("100", 3)}, model.ErrUnavailable) // the watchdog outlasts it
-	d.step(2*ms, lease.LeaseRenewed{Epoch: 3, Deadline: 10 * sec})
+	d.step(2*ms, lease.Renewal{Epoch: 3, Deadline: 10 * sec})
 	d.refuse(2*ms, lease.ProtectGroup{Group: group("100", 2)}, model.ErrConflict)
 	d.refuse(2*ms, lease.ProtectGroup{Group: group("100", 4)}, model.ErrConflict)
 	d.refuse(2*ms, lease.ProtectGroup{Group: group("", 3)}, model.ErrInvalid)
@@ -159,19 +159,19 @@ func TestProtectNeedsAnArmedWatchdogAndAValidLeaseOfTheCurrentEpoch(t *testing.T
 func TestAFrozenGroupIsNotReleased(t *testing.T) {
 	d := frozen(t)
 	d.refuse(11*sec, lease.UnprotectGroup{Name: "100"}, model.ErrBusy)
-	d.step(12*sec, lease.LeaseRenewed{Epoch: 3, Deadline: 22 * sec}, lease.Thaw{Group: group("100", 3)}, lease.Feed{})
+	d.step(12*sec, lease.Renewal{Epoch: 3, Deadline: 22 * sec}, lease.Thaw{Group: group("100", 3)}, lease.Feed{})
 	d.step(12*sec, lease.UnprotectGroup{Name: "100"})
 	d.step(12*sec, lease.UnprotectGroup{Name: "100"})
 }
 
 func TestADeadlineFurtherThanALeaseIsRefused(t *testing.T) {
 	d := protected(t)
-	d.refuse(2*sec, lease.LeaseRenewed{Epoch: 3, Deadline: 12*sec + 1}, model.ErrInvalid)
+	d.refuse(2*sec, lease.Renewal{Epoch: 3, Deadline: 12*sec + 1}, model.ErrInvalid)
 }
 
 func TestAnEarlierDeadlineShortensNothing(t *testing.T) {
 	d := protected(t)
-	d.step(1*sec, lease.LeaseRenewed{Epoch: 3, Deadline: 9 * sec})
+	d.step(1*sec, lease.Renewal{Epoch: 3, Deadline: 9 * sec})
 	if _, deadline, _ := d.g.Lease(); deadline != 11*sec {
 		t.Errorf("deadline = %v, want 11s", deadline)
 	}
@@ -186,7 +186,7 @@ func TestAFreezeThatIsNotConfirmedEndsInAReset(t *testing.T) {
 	d.step(10*sec+750*ms, lease.Tick{}, lease.Kill{Group: g}, reset)
 	d.step(10*sec+760*ms, lease.Tick{}, lease.Kill{Group: g})
 	// Nothing makes it feed again, a renewal and a late death included.
-	d.step(11*sec, lease.LeaseRenewed{Epoch: 3, Deadline: 21 * sec}, lease.Kill{Group: g}, reset)
+	d.step(11*sec, lease.Renewal{Epoch: 3, Deadline: 21 * sec}, lease.Kill{Group: g}, reset)
 	d.step(12*sec, lease.Done{Dead: []string{"100"}}, reset)
 }
 
@@ -203,7 +203,7 @@ func TestAGroupOfAStorageWithLateWritesResetsTheMachineAtTheDeadline(t *testing.
 	g := group("100", 3)
 	g.OnDeadline = lease.ResetMachine
 	d.step(0, lease.Done{Fed: true})
-	d.step(1*sec, lease.LeaseRenewed{Epoch: 3, Deadline: 11 * sec}, lease.Feed{})
+	d.step(1*sec, lease.Renewal{Epoch: 3, Deadline: 11 * sec}, lease.Feed{})
 	d.step(1*sec, lease.ProtectGroup{Group: g})
 	d.step(10*sec, lease.Tick{}, lease.Kill{Group: g},
 		lease.Reset{Reason: "the lease ended, and writes of guest 100 may be under way"})
@@ -214,10 +214,10 @@ func TestAGroupOfAStorageWithLateWritesResetsTheMachineAtTheDeadline(t *testing.
 func TestARestartedGuardFreezesWhatItFindsBeforeItOpensTheWatchdog(t *testing.T) {
 	d := &guardTalk{t, lease.NewGuard(lease.DefaultParams(), true, 50*sec, []lease.Group{group("100", 3)})}
 	d.step(50*sec, lease.Tick{}, lease.Freeze{Group: group("100", 3)})
-	d.refuse(50*sec, lease.LeaseRenewed{Epoch: 2, Deadline: 60 * sec}, model.ErrConflict)
+	d.refuse(50*sec, lease.Renewal{Epoch: 2, Deadline: 60 * sec}, model.ErrConflict)
 	d.step(50*sec+5*ms, lease.Done{Frozen: []string{"100"}}, lease.Feed{})
 	d.step(50*sec+6*ms, lease.Done{Fed: true})
-	d.step(51*sec, lease.LeaseRenewed{Epoch: 3, Deadline: 61 * sec}, lease.Thaw{Group: group("100", 3)}, lease.Feed{})
+	d.step(51*sec, lease.Renewal{Epoch: 3, Deadline: 61 * sec}, lease.Thaw{Group: group("100", 3)}, lease.Feed{})
 }
 
 func TestARestartedGuardDoesNotFeedForAGroupWhoseStorageHasLateWrites(t *testing.T) {
@@ -227,7 +227,7 @@ func TestARestartedGuardDoesNotFeedForAGroupWhoseStorageHasLateWrites(t *testing
 	d.step(50*sec, lease.Tick{}, lease.Freeze{Group: g})
 	d.step(50*sec+5*ms, lease.Done{Frozen: []string{"100"}})
 	d.step(51*sec, lease.Tick{})
-	d.step(52*sec, lease.LeaseRenewed{Epoch: 3, Deadline: 62 * sec}, lease.Thaw{Group: g}, lease.Feed{})
+	d.step(52*sec, lease.Renewal{Epoch: 3, Deadline: 62 * sec}, lease.Thaw{Group: g}, lease.Feed{})
 }
 
 func TestAFeedingThatCameLateFreezesAtOnce(t *testing.T) {
@@ -239,7 +239,7 @@ func TestAFeedingThatCameLateFreezesAtOnce(t *testing.T) {
 
 func TestAThawThatFailedIsDoneAgain(t *testing.T) {
 	d := frozen(t)
-	d.step(12*sec, lease.LeaseRenewed{Epoch: 3, Deadline: 22 * sec}, lease.Thaw{Group: group("100", 3)}, lease.Feed{})
+	d.step(12*sec, lease.Renewal{Epoch: 3, Deadline: 22 * sec}, lease.Thaw{Group: group("100", 3)}, lease.Feed{})
 	d.step(12*sec, lease.Done{Fed: true})
 	d.step(12*sec+10*ms, lease.Done{ThawFailed: []string{"100"}}, lease.Thaw{Group: group("100", 3)})
 }
@@ -247,7 +247,7 @@ func TestAThawThatFailedIsDoneAgain(t *testing.T) {
 func TestAGuardWithoutAWatchdogNeverFeeds(t *testing.T) {
 	d := &guardTalk{t, lease.NewGuard(lease.DefaultParams(), false, 0, nil)}
 	d.step(0, lease.Tick{})
-	d.step(1*sec, lease.LeaseRenewed{Epoch: 0, Deadline: 11 * sec})
+	d.step(1*sec, lease.Renewal{Epoch: 0, Deadline: 11 * sec})
 	d.step(1*sec, lease.ProtectGroup{Group: group("100", 0)})
 	d.step(10*sec, lease.Tick{}, lease.Freeze{Group: group("100", 0)})
 	d.step(10*sec+5*ms, lease.Done{Frozen: []string{"100"}})

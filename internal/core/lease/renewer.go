@@ -25,13 +25,13 @@ type Event interface{ isEvent() }
 type Action interface{ isAction() }
 
 type (
-	// Tick: time has passed.
+	// Tick says that time has passed.
 	Tick struct{}
-	// Committed: the last Renew or Register was committed at Revision.
+	// Committed says that the last Renew or Register was committed at Revision.
 	Committed struct{ Revision int64 }
-	// Conflict: its compare did not hold, so it changed nothing and never will.
+	// Conflict says that its compare did not hold, so it changed nothing and never will.
 	Conflict struct{}
-	// Unknown: the answer to the last Read, Renew or Register was lost. The write may be committed, now or later.
+	// Unknown says that the answer to the last Read, Renew or Register was lost. The write may be committed, now or later.
 	Unknown struct{}
 	// ReadBack is the answer to Read.
 	ReadBack struct {
@@ -40,9 +40,9 @@ type (
 	}
 	// ReadMissing is the answer to Read when there is no record.
 	ReadMissing struct{}
-	// FencedHandled: the guard confirmed that no protected guest of an epoch before Epoch lives.
+	// FencedHandled says that the guard confirmed that no protected guest of an epoch before Epoch lives.
 	FencedHandled struct{ Epoch uint64 }
-	// Leave: the node stops in good order and has no guest running.
+	// Leave says that the node stops in good order and has no guest running.
 	Leave struct{}
 )
 
@@ -65,9 +65,9 @@ type (
 		Epoch    uint64
 		Deadline time.Duration
 	}
-	// Fenced: the node was cut off; have the guard kill everything before Epoch, then report FencedHandled.
+	// Fenced says that the node was cut off: have the guard kill everything before Epoch, then report FencedHandled.
 	Fenced struct{ Epoch uint64 }
-	// Removed: the record of this node is gone or belongs to another machine. Have the
+	// Removed says that the record of this node is gone or belongs to another machine. Have the
 	// guard kill everything before Epoch; the Renewer is at its end.
 	Removed struct{ Epoch uint64 }
 )
