@@ -114,11 +114,11 @@ type fence struct {
 func (l *loop) run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	due := l.cfg.now() // of the next tick; requests bring it forward and never put it off
 	stop := ctx.Done()
 	for {
 		select {
 		case <-timer.C:
+			l.tick()
 		case c := <-l.calls:
 			l.handle(c)
 		case epoch := <-l.epochs:

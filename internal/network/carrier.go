@@ -20,6 +20,9 @@ const (
 	// staleLossFile: how many retransmission intervals a path may be silent before the kernel stops to use it. The
 	// kernel's 4 are for lossy links; 1 is its advice for fast switch-over.
 	staleLossFile = "/proc/sys/net/mptcp/stale_loss_cnt"
+	// rtoMaxFile: the longest wait between two retransmissions, in milliseconds (Linux 6.15 and newer). The kernel's two
+	// minutes mean that a network which was gone for eight seconds is found back after up to eight more.
+	rtoMaxFile = "/proc/sys/net/ipv4/tcp_rto_max_ms"
 )
 
 // KeepMultipath keeps the node's addresses, one in each network, endpoints of multipath TCP for as long as
@@ -44,9 +47,7 @@ func KeepMultipath(ctx context.Context, addrs []netip.Addr, log *slog.Logger) er
 	defer ticker.Stop()
 	state := make([]linkState, len(addrs))
 	for {
-		for i, addr := range addrs {
-			state[i] = followCarrier(ctx, addr, state[i], log)
-		}
+		followCarriers(ctx, addrs, state, log)
 		select {
 		case _, ok := <-updates:
 			if !ok {
@@ -66,21 +67,53 @@ const (
 	unknown linkState = iota
 	announced
 	withdrawn
+	dark // announced, and no network has a carrier
 )
 
+// followCarriers brings every endpoint in line with its carrier. When no network
+// has one, nothing is withdrawn: a connection without any path would wait a minute (the kernel's
+// net.mptcp.close_timeout) before it ended, and one that keeps a path goes on when the network returns.
+func followCarriers(ctx context.Context, addrs []netip.Addr, state []linkState, log *slog.Logger) {
+	up := make([]bool, len(addrs))
+	for i, addr := range addrs {
+		var err error
+		if up[i], err = hasCarrier(addr); err != nil {
+			logFollowed(log, addr, state[i], state[i], err)
+			return
+		}
+	}
+	if !slices.Contains(up, true) {
+		for i := range state {
+			if state[i] == announced {
+				state[i] = dark
+			}
+		}
+		return
+	}
+	for i, addr := range addrs {
+		state[i] = followCarrier(ctx, addr, up[i], state[i], log)
+	}
+}
+
 // followCarrier brings addr's endpoint in line with its carrier and returns the new state.
-func followCarrier(ctx context.Context, addr netip.Addr, state linkState, log *slog.Logger) linkState {
-	carrier, err := hasCarrier(addr)
+func followCarrier(ctx context.Context, addr netip.Addr, carrier bool, state linkState, log *slog.Logger) linkState {
 	want := withdrawn
 	if carrier {
 		want = announced
 	}
-	if err != nil || want == state {
-		return logFollowed(log, addr, state, state, err)
+	if want == state {
+		return state
 	}
-	if carrier {
+	var err error
+	switch {
+	case carrier && state == dark:
+		// Its paths wait for their next retransmission: make new ones at once.
+		if err = withdraw(ctx, addr); err == nil {
+			err = EnableMultipath(ctx, []netip.Addr{addr})
+		}
+	case carrier:
 		err = EnableMultipath(ctx, []netip.Addr{addr})
-	} else {
+	default:
 		err = withdraw(ctx, addr)
 	}
 	return logFollowed(log, addr, state, want, err)
@@ -161,4 +194,5 @@ func withdraw(ctx context.Context, addr netip.Addr) error {
 // a silent path is only noticed later.
 func preferFastSwitchover() {
 	_ = os.WriteFile(staleLossFile, []byte("1"), 0o644)
+	_ = os.WriteFile(rtoMaxFile, []byte("1000"), 0o644)
 }

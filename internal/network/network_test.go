@@ -237,9 +237,7 @@ func TestKeepMultipathWithdrawsAnAddressWhileItsLinkIsDown(t *testing.T) {
 	state := make([]linkState, len(addrs))
 	follow := func(want ...string) {
 		t.Helper()
-		for i, a := range addrs {
-			state[i] = followCarrier(t.Context(), a, state[i], slog.New(slog.DiscardHandler))
-		}
+		followCarriers(t.Context(), addrs, state, slog.New(slog.DiscardHandler))
 		got := map[string]bool{}
 		for _, e := range endpoints(t) {
 			got[e] = true
