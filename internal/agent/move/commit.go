@@ -27,20 +27,26 @@ type committer struct {
 	intentKV, conf, protect store.KV
 }
 
-// load reads what is compared; store.ErrConflict when the intent is gone.
+// load reads what is compared; store.ErrConflict when the intent is gone. On an
+// error everything stays as it was read before, and the transaction will not match.
 func (c *committer) load(ctx context.Context) error {
-	var err error
-	if c.intent, c.intentKV, err = getJSON[model.Intent](ctx, c.Deps, intentKey(c.id), store.Linearizable); err != nil {
+	intent, kv, err := getJSON[model.Intent](ctx, c.Deps, intentKey(c.id), store.Linearizable)
+	if err != nil {
 		return err
 	}
-	if c.intentKV.ModRevision == 0 || c.intent.Task != c.note.Task || c.intent.Target != c.Node {
+	if kv.ModRevision == 0 || kv.ModRevision != c.note.IntentRevision || intent.Task != c.note.Task || intent.Target != c.Node {
 		return fmt.Errorf("guest %s is not being moved here by this task: %w", c.id, store.ErrConflict)
 	}
-	if c.conf, err = c.Store.Get(ctx, model.GuestConfigKey(c.intent.Source, c.id), store.Linearizable); err != nil {
+	conf, err := c.Store.Get(ctx, model.GuestConfigKey(intent.Source, c.id), store.Linearizable)
+	if err != nil {
 		return err
 	}
-	c.protect, err = c.get(ctx, model.ProtectedPrefix+c.id.String(), store.Linearizable)
-	return err
+	protect, err := c.get(ctx, model.ProtectedPrefix+c.id.String(), store.Linearizable)
+	if err != nil {
+		return err
+	}
+	c.intent, c.intentKV, c.conf, c.protect = intent, kv, conf, protect
+	return nil
 }
 
 // guard makes sure that what the transaction says about protection is true.
@@ -76,6 +82,10 @@ func (c *committer) once(ctx context.Context) error {
 // try sends the transaction. It compares the node's own liveness record too: who is
 // fenced between the reading and the transaction does not become an owner.
 func (c *committer) try(ctx context.Context, fresh store.Read) error {
+	if c.intentKV.ModRevision == 0 {
+		// Revision 0 in a compare would mean "there is no intent", which is when this node has no right to the guest.
+		return fmt.Errorf("guest %s has no intent: %w", c.id, store.ErrConflict)
+	}
 	if c.Ready != nil {
 		if err := c.Ready(ctx, c.id); err != nil {
 			return err

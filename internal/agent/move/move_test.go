@@ -9,6 +9,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
+	"sauh.dev/sauh/internal/core/migrate"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/qmp/qmptest"
 	"sauh.dev/sauh/internal/store"
@@ -427,4 +430,111 @@ func TestAGuestIsMovedByOneTaskAtATime(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// A transaction that compares with revision 0 asks for a missing intent: that must never be the one that moves the guest.
+func TestACommitterWithoutAnIntentTakesNothing(t *testing.T) {
+	in(t, func(w *world) {
+		c := committer{TargetDeps: w.nodes[nodeB].agent.targetDeps(), id: guest, note: Note{Task: "UPID:1"}}
+		if err := c.load(w.ctx); !errors.Is(err, store.ErrConflict) {
+			t.Errorf("load: %v", err)
+		}
+		c.conf, _ = w.judge.Get(w.ctx, model.GuestConfigKey(nodeA, guest), store.Linearizable)
+		c.protect, _ = w.judge.Get(w.ctx, model.ProtectedPrefix+guest.String(), store.Linearizable)
+		c.intentKV.Key, c.intent.TargetEpoch = intentKey(guest), 1
+		if err := c.try(w.ctx, store.Linearizable); !errors.Is(err, store.ErrConflict) {
+			t.Errorf("try: %v", err)
+		}
+		if err := w.verify(false); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestATargetThatWasFencedTakesNothing(t *testing.T) {
+	in(t, func(w *world) {
+		d := w.nodes[nodeA].agent.deps()
+		_, rev, _, err := d.writeIntent(w.ctx, Request{VMID: guest, Target: nodeB, Task: "UPID:1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := Note{Role: migrate.RoleTarget, Task: "UPID:1", IntentRevision: rev}
+		c := committer{TargetDeps: w.nodes[nodeB].agent.targetDeps(), id: guest, note: n}
+		if err := c.load(w.ctx); err != nil {
+			t.Fatal(err)
+		}
+		_, live, err := c.epoch(w.ctx, nodeB, store.Linearizable)
+		if err != nil {
+			t.Fatal(err)
+		}
+		late, err := c.txn(live)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.put(model.LivePrefix+nodeB, model.Live{Epoch: 2, Fenced: true})
+		if err := c.try(w.ctx, store.Linearizable); !errors.Is(err, errFenced) {
+			t.Errorf("fenced: %v", err)
+		}
+		w.put(model.LivePrefix+nodeB, model.Live{Epoch: 2})
+		if err := c.try(w.ctx, store.Linearizable); !errors.Is(err, errFenced) {
+			t.Errorf("fenced and back: %v", err)
+		}
+		if _, err := c.Store.Txn(w.ctx, late); !errors.Is(err, store.ErrConflict) {
+			t.Errorf("fenced between the look and the transaction: %v", err)
+		}
+		w.put(model.LivePrefix+nodeB, model.Live{Epoch: 1})
+		c.Ready = func(context.Context, model.VMID) error { return errDead }
+		if err := c.try(w.ctx, store.Linearizable); !errors.Is(err, errDead) {
+			t.Errorf("without a lease: %v", err)
+		}
+		if err := d.release(w.ctx, guest, rev); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAGuestThatBecomesProtectedUnderWayIsProtectedBeforeItMoves(t *testing.T) {
+	in(t, func(w *world) {
+		d := w.nodes[nodeA].agent.deps()
+		_, rev, _, err := d.writeIntent(w.ctx, Request{VMID: guest, Target: nodeB, Task: "UPID:1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		protected := 0
+		deps := w.nodes[nodeB].agent.targetDeps()
+		deps.Protect = func(context.Context, model.VMID) error { protected++; return nil }
+		c := committer{TargetDeps: deps, id: guest, note: Note{Task: "UPID:1", IntentRevision: rev}}
+		if err := c.once(w.ctx); err != nil || protected != 1 {
+			t.Errorf("protected %d times, %v", protected, err)
+		}
+		kv, err := w.judge.Get(w.ctx, model.ProtectedPrefix+guest.String(), store.Local)
+		if err != nil || string(kv.Value) != `{"node":"n2"}` {
+			t.Errorf("protected is %s, %v", kv.Value, err)
+		}
+	})
+}
+
+func TestNotesAreFiles(t *testing.T) {
+	d := DirNotes{Dir: t.TempDir()}
+	if _, err := d.Load(guest); !errors.Is(err, model.ErrNotFound) {
+		t.Errorf("before: %v", err)
+	}
+	want := Note{Role: migrate.RoleTarget, Task: "UPID:1", IntentRevision: 7, WasRunning: true}
+	for range 2 {
+		if err := d.Save(guest, want); err != nil {
+			t.Error(err)
+		}
+	}
+	got, err := d.Load(guest)
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("%v\n%s", err, diff)
+	}
+	for range 2 {
+		if err := d.Remove(guest); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := d.Load(guest); !errors.Is(err, model.ErrNotFound) {
+		t.Errorf("after: %v", err)
+	}
 }

@@ -264,9 +264,6 @@ func (r *target) start(ctx context.Context) error {
 	if err := r.load(ctx); err != nil {
 		return err
 	}
-	if r.intentKV.ModRevision != r.note.IntentRevision {
-		return fmt.Errorf("guest %s is not being moved here any more: %w", r.id, store.ErrConflict)
-	}
 	if epoch, _, err := r.epoch(ctx, r.Node, store.Linearizable); err != nil {
 		return err
 	} else if epoch != r.intent.TargetEpoch {
