@@ -74,7 +74,7 @@ func (m *Main) root() *cobra.Command {
 		"  sauh cluster create demo\n  sauh vm create 100 --memory 512 --virtio0 nas:1 --start",
 		m.versionCommand(), m.agentCommand(), m.guardCommand(), m.clusterCommand(), m.pvecmCommand(), m.vmCommand(), m.haCommand(),
 		m.storageCommand(), m.taskCommand(), m.nodeCommand())
-	root.AddCommand(extraCommands()...)
+	root.AddCommand(extraCommands(m)...)
 	refuseUnknown(root)
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.CompletionOptions.HiddenDefaultCmd = true
