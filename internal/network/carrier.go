@@ -23,6 +23,9 @@ const (
 	// rtoMaxFile: the longest wait between two retransmissions, in milliseconds (Linux 6.15 and newer). The kernel's two
 	// minutes mean that a network which was gone for eight seconds is found back after up to eight more.
 	rtoMaxFile = "/proc/sys/net/ipv4/tcp_rto_max_ms"
+	// closeFile: how many seconds a connection without any path lives on. In the kernel's 60 whoever waits on it
+	// is not told that it is dead, and does not connect again.
+	closeFile = "/proc/sys/net/mptcp/close_timeout"
 )
 
 // KeepMultipath keeps the node's addresses, one in each network, endpoints of multipath TCP for as long as
@@ -71,8 +74,8 @@ const (
 )
 
 // followCarriers brings every endpoint in line with its carrier. When no network
-// has one, nothing is withdrawn: a connection without any path would wait a minute (the kernel's
-// net.mptcp.close_timeout) before it ended, and one that keeps a path goes on when the network returns.
+// has one, nothing more is withdrawn: a connection that keeps a path goes on when the network returns, and
+// one without any would have to be made anew.
 func followCarriers(ctx context.Context, addrs []netip.Addr, state []linkState, log *slog.Logger) {
 	up := make([]bool, len(addrs))
 	for i, addr := range addrs {
@@ -106,11 +109,6 @@ func followCarrier(ctx context.Context, addr netip.Addr, carrier bool, state lin
 	}
 	var err error
 	switch {
-	case carrier && state == dark:
-		// Its paths wait for their next retransmission: make new ones at once.
-		if err = withdraw(ctx, addr); err == nil {
-			err = EnableMultipath(ctx, []netip.Addr{addr})
-		}
 	case carrier:
 		err = EnableMultipath(ctx, []netip.Addr{addr})
 	default:
@@ -195,4 +193,5 @@ func withdraw(ctx context.Context, addr netip.Addr) error {
 func preferFastSwitchover() {
 	_ = os.WriteFile(staleLossFile, []byte("1"), 0o644)
 	_ = os.WriteFile(rtoMaxFile, []byte("1000"), 0o644)
+	_ = os.WriteFile(closeFile, []byte("1"), 0o644)
 }
