@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -455,10 +456,7 @@ func (w *world) takeOver(d Deps, from string) {
 func (w *world) close() {
 	w.room.SetHook(nil)
 	for _, m := range w.nodes {
-		w.mu.Lock()
-		a := m.agent
-		w.mu.Unlock()
-		a.kill()
+		m.life().kill()
 	}
 	w.end()
 	w.room.Close()
@@ -481,7 +479,7 @@ func (w *world) verify(reboots bool) error {
 	if a := w.room.Alive(); len(a) != 1 {
 		return fmt.Errorf("processes left over: %q, running %q", a, w.room.Running())
 	}
-	if w.boots > 1 && !reboots {
+	if w.booted() > 1 && !reboots {
 		return errors.New("the guest was booted anew")
 	}
 	if _, err := w.judge.Get(context.Background(), intentKey(guest), store.Local); !errors.Is(err, store.ErrNotFound) {
@@ -492,11 +490,46 @@ func (w *world) verify(reboots bool) error {
 		return fmt.Errorf("the guest runs on %s and its file is elsewhere: %w", owner, err)
 	}
 	for name, m := range w.nodes {
-		if n := m.notes.list(); len(n) > 0 && !m.off {
+		if n := m.notes.list(); len(n) > 0 && !m.isOff() {
 			return fmt.Errorf("a note is left on %s: %v", name, n)
 		}
 	}
 	return nil
+}
+
+// booted counts how often the guest was started anew, the first time included.
+func (w *world) booted() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.boots
+}
+
+// strikeAt has f happen at a point.
+func (w *world) strikeAt(point string, f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.count = map[string]int{}
+	w.at, w.strike = point, f
+}
+
+// said reports whether a line of the log contains text.
+func (w *world) said(text string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.ContainsFunc(w.lines, func(l string) bool { return strings.Contains(l, text) })
+}
+
+func (m *machine) isOff() bool {
+	m.w.mu.Lock()
+	defer m.w.mu.Unlock()
+	return m.off
+}
+
+// life is the node's agent of this moment.
+func (m *machine) life() *agent {
+	m.w.mu.Lock()
+	defer m.w.mu.Unlock()
+	return m.agent
 }
 
 // story is what to read when a test failed.

@@ -1,0 +1,5 @@
+//go:build !race
+
+package move
+
+const everyPoint = 1
