@@ -85,7 +85,7 @@ func newAgent(ctx context.Context, opts Options) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the boot id: %w", err)
 	}
-	a := &Agent{opts: opts, cfg: cfg, log: opts.Log, boot: boot, host: &hostInfo{}}
+	a := &Agent{opts: opts, cfg: cfg, log: opts.Log, boot: boot, host: &hostInfo{probed: make(chan struct{})}}
 	a.tasks, err = newTasks(ctx, opts.Paths.tasks(), a.nodeName, opts.Log)
 	if err != nil {
 		return nil, err

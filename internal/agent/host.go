@@ -19,6 +19,8 @@ import (
 
 // hostInfo is what this machine is and measures of itself.
 type hostInfo struct {
+	probed chan struct{} // closed when the search for an accelerator is over, also in vain
+
 	mu      sync.Mutex
 	version string // QEMU's; guarded by mu
 	accel   qemu.Accel
@@ -28,6 +30,7 @@ type hostInfo struct {
 
 // probeAccel finds out what accelerator really boots something here.
 func (a *Agent) probeAccel(ctx context.Context) {
+	defer close(a.host.probed)
 	accel, err := qemu.ProbeAccel(ctx, a.opts.Paths.State)
 	if err != nil {
 		a.log.Error("no accelerator works: guests cannot be started here", "err", err)
@@ -37,6 +40,17 @@ func (a *Agent) probeAccel(ctx context.Context) {
 	a.host.mu.Lock()
 	a.host.accel = accel
 	a.host.mu.Unlock()
+}
+
+// awaitAccel returns when the search for an accelerator is over. It takes some seconds after an agent's start, which is
+// when the guests of a node that was reset are to be started.
+func (h *hostInfo) awaitAccel(ctx context.Context) error {
+	select {
+	case <-h.probed:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for an accelerator to be found: %w", ctx.Err())
+	}
 }
 
 // qemu returns the accelerator and QEMU's version, or why no guest can run here.

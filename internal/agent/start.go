@@ -85,6 +85,9 @@ func (m *member) startGuest(ctx context.Context, r startRequest) error {
 	if p := m.procs.get(r.id); p != nil {
 		return model.Errorf(model.ErrBusy, "guest %s runs already (pid %d)", r.id, p.PID())
 	}
+	if err := m.agent.host.awaitAccel(ctx); err != nil {
+		return err
+	}
 	o, err := m.readOwnership(ctx, r.id, m.name)
 	if err != nil {
 		return err
