@@ -22,6 +22,7 @@ import (
 	"sauh.dev/sauh/internal/cli"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/guard"
+	"sauh.dev/sauh/internal/store/etcd"
 )
 
 // Set by the linker, which can set nothing but globals: -X main.version=… -X main.commit=…
@@ -41,6 +42,7 @@ func run() int {
 		Stdin:   os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		Getenv: os.Getenv, Now: time.Now,
 		Agent: func(ctx context.Context, configPath string) error {
+			etcd.TunePeers()
 			paths := agent.DefaultPaths()
 			paths.Config = configPath
 			return agent.Run(ctx, agent.Options{Paths: paths, Version: v})

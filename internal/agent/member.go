@@ -78,6 +78,10 @@ func (a *Agent) openMember(ctx context.Context, ms *Membership) (*member, error)
 		m.addresses = append(m.addresses, addr)
 	}
 	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	// Sockets take their times over when they are made, so this comes before the store listens.
+	if err := network.EnableMultipath(ctx, m.addresses); err != nil {
+		a.log.Warn("connections cannot use both networks yet", "err", err)
+	}
 	m.wg.Go(func() {
 		if err := network.KeepMultipath(m.ctx, m.addresses, a.log.With("part", "network")); err != nil {
 			a.log.Warn("the two networks are not used together: a cut link interrupts connections", "err", err)
