@@ -246,15 +246,16 @@ func (d *demo) tearDown(ctx context.Context) error {
 	if d.room == nil {
 		return nil
 	}
+	keepErr := d.keepLogs()
 	if d.Keep {
 		d.sayHowToLook()
-		return nil
+		return keepErr
 	}
 	if _, err := d.room.Down(ctx, false); err != nil {
-		return fmt.Errorf("remove the room: %w", err)
+		return errors.Join(keepErr, fmt.Errorf("remove the room: %w", err))
 	}
 	d.say("the room is removed")
-	return nil
+	return keepErr
 }
 
 func (d *demo) sayHowToLook() {

@@ -140,6 +140,7 @@ func (d *demo) failNode(ctx context.Context, kind, node string) error {
 		return err
 	}
 	f := &report.Failover{Kind: kind, Node: node, Guest: d.failing.name(), Roles: d.roles(ctx, node)}
+	f.StartLimit, f.AnswerLimit = limits(kind)
 	d.tell("cutting %s: %s", node, f.Roles)
 	d.openWindow(fmt.Sprintf("%s (%s) without power", node, kind))
 	if err := d.cut(ctx, f); err != nil {

@@ -144,5 +144,5 @@ func sayMove(m report.Move) string {
 	if !m.Made() {
 		return "failed"
 	}
-	return fmt.Sprintf("gap %d ms in %.1f s", m.Gap.Milliseconds(), m.Total().Seconds())
+	return fmt.Sprintf("gap %d ms (stopped %d ms) in %.1f s", m.Gap.Milliseconds(), m.Downtime.Milliseconds(), m.Total().Seconds())
 }

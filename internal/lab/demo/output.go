@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +17,7 @@ import (
 // prepareOut makes the directory for the report and removes what an earlier run left in it.
 func (d *demo) prepareOut() error {
 	probes := filepath.Join(d.Out, "probes")
-	for _, old := range []string{probes, d.summaryPath(), d.reportPath()} {
+	for _, old := range []string{probes, d.logsPath(), d.summaryPath(), d.reportPath(), d.dataPath()} {
 		if err := os.RemoveAll(old); err != nil {
 			return fmt.Errorf("clear %s: %w", d.Out, err)
 		}
@@ -29,6 +30,20 @@ func (d *demo) prepareOut() error {
 
 func (d *demo) summaryPath() string { return filepath.Join(d.Out, "summary.json") }
 func (d *demo) reportPath() string  { return filepath.Join(d.Out, "report.html") }
+
+// dataPath is all that the page was made from, for those who compare runs.
+func (d *demo) dataPath() string { return filepath.Join(d.Out, "run.json") }
+func (d *demo) logsPath() string { return filepath.Join(d.Out, "logs") }
+
+// keepLogs copies the nodes' logs, which go with the room.
+func (d *demo) keepLogs() error {
+	for _, n := range d.run.Nodes {
+		if err := os.CopyFS(filepath.Join(d.logsPath(), n), os.DirFS(d.room.Log(n))); err != nil {
+			return fmt.Errorf("keep the logs of %s: %w", n, err)
+		}
+	}
+	return nil
+}
 
 // finish closes what is open and judges. Nothing runs in the background any more.
 func (d *demo) finish() {
@@ -56,7 +71,11 @@ func (d *demo) writeReport() error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(os.WriteFile(d.summaryPath(), summary, 0o644), os.WriteFile(d.reportPath(), page, 0o644))
+	data, err := json.Marshal(&d.run)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(os.WriteFile(d.summaryPath(), summary, 0o644), os.WriteFile(d.reportPath(), page, 0o644), os.WriteFile(d.dataPath(), data, 0o644))
 	if err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}

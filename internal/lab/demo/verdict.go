@@ -144,20 +144,25 @@ func judgeFailover(all []report.Failover) report.Parameter {
 		if i := slices.IndexFunc(all, func(f report.Failover) bool { return f.Kind == kind }); i >= 0 {
 			f = all[i]
 		}
-		extra := time.Duration(0)
-		if kind == kindLeader {
-			extra = leaderExtra
-		}
+		toStart, toAnswer := limits(kind)
 		start, started := f.ToStart()
 		answer, answered := f.ToAnswer()
 		checks = append(checks,
-			timeCheck(kind+": power cut → QEMU started elsewhere", start, started, startLimit+extra),
-			timeCheck(kind+": power cut → guest answers", answer, answered, answerLimit+extra))
+			timeCheck(kind+": power cut → QEMU started elsewhere", start, started, toStart),
+			timeCheck(kind+": power cut → guest answers", answer, answered, toAnswer))
 		if started && (worst == nil || start.Seconds() > *worst) {
 			worst = number(start.Seconds())
 		}
 	}
 	return parameter("failover", "QEMU started elsewhere ≤ 14 s, guest answers ≤ 20 s; ≤ 2 s more when manager and store leader die with it", "s", worst, checks...)
+}
+
+// limits of a failover, by what dies with the node.
+func limits(kind string) (start, answer time.Duration) {
+	if kind == kindLeader {
+		return startLimit + leaderExtra, answerLimit + leaderExtra
+	}
+	return startLimit, answerLimit
 }
 
 func timeCheck(name string, d time.Duration, ok bool, limit time.Duration) report.Check {

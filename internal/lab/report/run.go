@@ -118,6 +118,9 @@ type Transfer struct {
 	Reason     string        // why not
 }
 
+// Lasted is the time from begin to end.
+func (t Transfer) Lasted() time.Duration { return t.End - t.Begin }
+
 // Failover is a power cut of a node that runs a guest. Moments are 0 if they did not come.
 type Failover struct {
 	Kind  string // "worker", "manager and leader"
@@ -127,8 +130,10 @@ type Failover struct {
 	Roles string // what the node was when it was cut, for a person
 	// Cut, Fenced (as seen by polling), Started (QEMU's process), Answered (the first echo), PowerOn, Member.
 	Cut, Fenced, Started, Answered, PowerOn, Member time.Duration
-	Echo                                            []Echo
-	Bystanders                                      []Bystander
+	// StartLimit and AnswerLimit are the targets, counted from the cut; 0 has none.
+	StartLimit, AnswerLimit time.Duration
+	Echo                    []Echo
+	Bystanders              []Bystander
 }
 
 // ToStart is the time from the cut until QEMU was started elsewhere; false if it was not.
