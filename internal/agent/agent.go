@@ -100,7 +100,7 @@ func newAgent(ctx context.Context, opts Options) (*Agent, error) {
 // run serves the local socket, starts the membership that is recorded, and
 // stops both in order when ctx is done. Guests run on.
 func (a *Agent) run(ctx context.Context) error {
-	ln, err := listenUnix(a.opts.Paths.apiSocket())
+	ln, err := listenUnix(ctx, a.opts.Paths.apiSocket())
 	if err != nil {
 		return err
 	}
@@ -117,7 +117,7 @@ func (a *Agent) run(ctx context.Context) error {
 	}
 	if err != nil {
 		_ = srv.Close()
-		<-served
+		_ = <-served // the close above, nothing else
 		return err
 	}
 	go a.probeAccel(ctx)
@@ -147,15 +147,17 @@ func (a *Agent) httpServer() *http.Server {
 }
 
 // listenUnix makes the root-only socket, replacing one that a dead agent left.
-func listenUnix(path string) (net.Listener, error) {
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+func listenUnix(ctx context.Context, path string) (net.Listener, error) {
+	dialer := net.Dialer{Timeout: time.Second}
+	if c, err := dialer.DialContext(ctx, "unix", path); err == nil {
 		c.Close()
 		return nil, fmt.Errorf("another agent answers on %s: stop it first", path)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("replace %s: %w", path, err)
 	}
-	ln, err := net.Listen("unix", path)
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}

@@ -97,7 +97,7 @@ func (c *clusterAPI) Create(ctx context.Context, r api.CreateClusterRequest) err
 	if err := validateClusterName(r.Name); err != nil {
 		return err
 	}
-	node, err := a.selfNode(r.NodeName, r.Mgmt, r.Cluster)
+	node, err := a.selfNode(ctx, r.NodeName, r.Mgmt, r.Cluster)
 	if err != nil {
 		return err
 	}
@@ -308,7 +308,7 @@ func (a *Agent) refuseIfMember() error {
 }
 
 // selfNode describes this machine as a node.
-func (a *Agent) selfNode(name, mgmt, cluster string) (model.Node, error) {
+func (a *Agent) selfNode(ctx context.Context, name, mgmt, cluster string) (model.Node, error) {
 	n := model.Node{Name: a.cfg.Node, Mgmt: a.cfg.Mgmt, Cluster: a.cfg.Cluster, Joined: time.Now().Unix(), Version: a.opts.Version.Version}
 	if name != "" {
 		n.Name = name
@@ -326,7 +326,7 @@ func (a *Agent) selfNode(name, mgmt, cluster string) (model.Node, error) {
 		if net.ParseIP(addr) == nil {
 			return n, model.Invalidf(param, "%q is not an IP address", addr)
 		}
-		if err := localAddress(addr); err != nil {
+		if err := localAddress(ctx, addr); err != nil {
 			return n, model.Invalidf(param, "%s is not an address of this machine: set it on an interface first, or correct %s", addr, a.opts.Paths.Config)
 		}
 	}
@@ -334,8 +334,9 @@ func (a *Agent) selfNode(name, mgmt, cluster string) (model.Node, error) {
 	return n, nil
 }
 
-func localAddress(addr string) error {
-	ln, err := net.Listen("tcp", net.JoinHostPort(addr, "0"))
+func localAddress(ctx context.Context, addr string) error {
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, "tcp", net.JoinHostPort(addr, "0"))
 	if err != nil {
 		return err
 	}

@@ -423,10 +423,14 @@ func (g *guestsAPI) Destroy(ctx context.Context, id model.VMID) (string, error) 
 	if m.procs.get(id) != nil {
 		return "", model.Errorf(model.ErrBusy, "VM %s is running - destroy failed: stop it first", id)
 	}
-	if _, ok := m.haStates()[id]; ok {
+	o, err := m.readOwnership(ctx, id, m.name)
+	if err != nil {
+		return "", err
+	}
+	if o.state != "" {
 		return "", model.Errorf(model.ErrBusy, "guest %s is an HA resource: run `sauh ha remove vm:%s` first", id, id)
 	}
-	if f.conf.Get("protection"); f.conf.Values()["protection"] == "1" {
+	if v, _ := f.conf.Get("protection"); v == "1" {
 		return "", model.Errorf(model.ErrBusy, "can't remove VM %s - protection mode enabled", id)
 	}
 	return m.guestTask("qmdestroy", id, "destroy", func(ctx context.Context, t *task) error {
@@ -446,7 +450,8 @@ func (m *member) destroy(ctx context.Context, id model.VMID, t *task) error {
 	}
 	txn := store.Txn{
 		If: []store.Cond{
-			{Key: o.conf.Key, Revision: o.conf.ModRevision}, {Key: model.IntentPrefix + id.String()},
+			{Key: o.conf.Key, Revision: o.conf.ModRevision},
+			{Key: model.IntentPrefix + id.String()},
 			{Key: model.ProtectedPrefix + id.String(), Revision: o.protected.Revision},
 		},
 		Then: []store.Op{store.Delete(o.conf.Key)},

@@ -326,8 +326,8 @@ func (m *member) workerView() ha.LocalView {
 		}
 	}
 	for id, p := range m.procs.list() {
-		hp := ha.Process{Guarded: p.guarded}
-		if p.incoming {
+		hp := ha.Process{Guarded: p.guarded.Load()}
+		if p.incoming.Load() {
 			hp.State = ha.ProcessIncoming
 		}
 		v.Processes[id] = hp
@@ -435,7 +435,7 @@ func (m *member) doDiscard(ctx context.Context, a ha.Discard) error {
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
-	if intent.Revision != 0 || mine && !(a.Incoming && p.incoming) {
+	if intent.Revision != 0 || mine && !(a.Incoming && p.incoming.Load()) {
 		return store.ErrConflict
 	}
 	if err := p.Kill(ctx); err != nil {

@@ -38,7 +38,7 @@ func (c *clusterAPI) Join(ctx context.Context, joinKeyText, nodeName string) err
 	if err != nil {
 		return err
 	}
-	self, err := a.selfNode(nodeName, "", "")
+	self, err := a.selfNode(ctx, nodeName, "", "")
 	if err != nil {
 		return err
 	}

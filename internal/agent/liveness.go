@@ -155,7 +155,7 @@ func (l *liveness) do(ctx context.Context, a lease.Action) lease.Event {
 	case lease.Fenced:
 		l.m.log.Warn("this node was fenced: its protected guests are killed", "epoch", a.Epoch)
 		l.killBefore(ctx, a.Epoch)
-		return lease.FencedHandled{Epoch: a.Epoch}
+		return lease.FencedHandled(a)
 	case lease.Removed:
 		l.m.log.Warn("this node's record is gone: its protected guests are killed")
 		l.killBefore(ctx, a.Epoch)

@@ -70,6 +70,7 @@ func (a *Agent) openMember(ctx context.Context, ms *Membership) (*member, error)
 		log: a.log, kicked: make(chan struct{}, 1), transports: map[string]*http.Transport{}, arriving: map[model.VMID]func(){},
 		tlsClient: certs.Client(self, ca, nil), tlsServer: certs.ServerOptionalClient(self, ca, nil),
 	}
+	m.tlsServer.VerifyConnection = m.verifyMember
 	for _, s := range addrs {
 		addr, err := netip.ParseAddr(s)
 		if err != nil {
@@ -103,6 +104,16 @@ func (a *Agent) openMember(ctx context.Context, ms *Membership) (*member, error)
 	m.wg.Go(func() { m.mirror.run(m.ctx) })
 	<-m.mirror.loaded
 	return m, nil
+}
+
+// verifyMember refuses the certificate of a node that is no member any more.
+// Who shows none may still ask to join.
+func (m *member) verifyMember(cs tls.ConnectionState) error {
+	if name := certs.PeerName(&cs); name != "" {
+		_, err := m.node(name)
+		return err
+	}
+	return nil
 }
 
 // kick makes the HA worker look again.
@@ -193,7 +204,8 @@ func (m *member) close() {
 // serve opens the API to the members and to who wants to join, on both addresses.
 func (m *member) serve() error {
 	for _, addr := range m.addresses {
-		ln, err := net.Listen("tcp", net.JoinHostPort(addr.String(), apiPort))
+		var lc net.ListenConfig
+		ln, err := lc.Listen(m.ctx, "tcp", net.JoinHostPort(addr.String(), apiPort))
 		if err != nil {
 			return fmt.Errorf("serve the API: %w", err)
 		}

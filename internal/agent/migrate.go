@@ -93,7 +93,7 @@ func (m *member) startIncoming(ctx context.Context, r move.StartRequest) (move.Q
 		}
 		return nil, err
 	}
-	m.procs.add(r.VMID, &proc{Process: p, guarded: r.Protected, incoming: true})
+	m.procs.add(r.VMID, newProc(p, r.Protected, true))
 	return m.findProcess(ctx, r.VMID)
 }
 
@@ -133,11 +133,8 @@ func (m *member) migrationIn(id model.VMID, _ bool, _ string) {
 // settled notes whether an incoming guest has come to run.
 func (m *member) settled(id model.VMID) {
 	p := m.procs.get(id)
-	if p == nil || !p.incoming {
-		return
-	}
-	if !m.procs.neverRan(m.ctx, p.Process) {
-		m.procs.setRan(id)
+	if p != nil && p.incoming.Load() && !m.procs.neverRan(m.ctx, p.Process) {
+		p.incoming.Store(false)
 	}
 }
 
@@ -232,8 +229,11 @@ func (m *member) migrateOffline(ctx context.Context, id model.VMID, target strin
 	to, protected := model.GuestConfigKey(target, id), model.ProtectedPrefix+id.String()
 	txn := store.Txn{
 		If: []store.Cond{
-			{Key: o.conf.Key, Revision: o.conf.ModRevision}, {Key: to}, {Key: model.IntentPrefix + id.String()},
-			{Key: protected, Revision: o.protected.Revision}, {Key: model.NodePrefix + target, Revision: node.ModRevision},
+			{Key: o.conf.Key, Revision: o.conf.ModRevision},
+			{Key: to},
+			{Key: model.IntentPrefix + id.String()},
+			{Key: protected, Revision: o.protected.Revision},
+			{Key: model.NodePrefix + target, Revision: node.ModRevision},
 		},
 		Then: []store.Op{store.Delete(o.conf.Key), store.Put(to, o.conf.Value)},
 	}

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"sauh.dev/sauh/internal/core/model"
@@ -25,9 +26,16 @@ type procs struct {
 // proc is one QEMU process and what the agent knows about it.
 type proc struct {
 	*qemu.Process
-	guarded  bool // the guard confirmed that it has the group
-	incoming bool // waits for a migration and was never continued
+	guarded  atomic.Bool // the guard confirmed that it has the group
+	incoming atomic.Bool // waits for a migration and was never continued
 	cleaned  chan struct{}
+}
+
+func newProc(p *qemu.Process, guarded, incoming bool) *proc {
+	np := &proc{Process: p, cleaned: make(chan struct{})}
+	np.guarded.Store(guarded)
+	np.incoming.Store(incoming)
+	return np
 }
 
 func newProcs(m *member) *procs {
@@ -50,7 +58,7 @@ func (ps *procs) adoptAll(ctx context.Context) {
 			continue
 		}
 		ps.m.log.Info("guest adopted", "vmid", id, "pid", p.PID())
-		ps.add(id, &proc{Process: p, guarded: guarded[id.String()], incoming: p.Spec().Incoming && ps.neverRan(ctx, p)})
+		ps.add(id, newProc(p, guarded[id.String()], p.Spec().Incoming && ps.neverRan(ctx, p)))
 	}
 }
 
@@ -64,7 +72,6 @@ func (ps *procs) neverRan(ctx context.Context, p *qemu.Process) bool {
 
 // add keeps a process until it ends.
 func (ps *procs) add(id model.VMID, p *proc) {
-	p.cleaned = make(chan struct{})
 	ps.mu.Lock()
 	ps.all[id] = p
 	ps.mu.Unlock()
@@ -137,19 +144,8 @@ func (ps *procs) list() map[model.VMID]*proc {
 
 // setGuarded notes what the guard confirmed.
 func (ps *procs) setGuarded(id model.VMID, v bool) {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	if p := ps.all[id]; p != nil {
-		p.guarded = v
-	}
-}
-
-// setRan notes that an incoming guest was continued.
-func (ps *procs) setRan(id model.VMID) {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	if p := ps.all[id]; p != nil {
-		p.incoming = false
+	if p := ps.get(id); p != nil {
+		p.guarded.Store(v)
 	}
 }
 
@@ -158,6 +154,8 @@ func (ps *procs) release() {
 	close(ps.stop)
 	ps.wg.Wait()
 	for _, p := range ps.list() {
-		p.Close()
+		if err := p.Close(); err != nil {
+			ps.m.log.Debug("connection to a guest not closed in order", "pid", p.PID(), "err", err)
+		}
 	}
 }

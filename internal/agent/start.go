@@ -143,7 +143,7 @@ func (m *member) launch(ctx context.Context, id model.VMID, conf *pveconf.Guest,
 		}
 		return err
 	}
-	m.procs.add(id, &proc{Process: p, guarded: protect, incoming: spec.Incoming})
+	m.procs.add(id, newProc(p, protect, spec.Incoming))
 	return nil
 }
 
