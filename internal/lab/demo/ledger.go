@@ -16,6 +16,9 @@ import (
 // verifyLimit bounds the reading of a whole ledger, some MiB out of an emulated guest.
 const verifyLimit = 60 * time.Second
 
+// ledgerEvery: a record costs an emulated guest 2 ms of CPU, and three guests share two cores.
+const ledgerEvery = 25 * time.Millisecond
+
 // ledger is the client of a guest's ledger. It is stopped while the ledger is verified, and goes on
 // in a record of its own afterwards.
 type ledger struct {
@@ -28,7 +31,7 @@ func (d *demo) startLedger(g *guest) error {
 		g.ledger = &ledger{}
 	}
 	name := fmt.Sprintf("ledger-%s-%02d.jsonl", g.id, len(g.ledger.files)+1)
-	p, err := d.startProber(name, nil, "ledger", "--target", g.address(), "--interval", "10ms")
+	p, err := d.startProber(name, nil, "ledger", "--target", g.address(), "--interval", ledgerEvery.String())
 	if err != nil {
 		return err
 	}

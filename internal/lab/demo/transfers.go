@@ -13,11 +13,12 @@ import (
 )
 
 const (
-	// streamRate is a good video's, in bytes a second.
-	streamRate = 256 << 10
-	// downloadMiB at downloadRate lasts 8 s: longer than a move, so that most moves fall into one.
-	downloadMiB  = 4
-	downloadRate = 512 << 10
+	// streamRate is a video's, in bytes a second.
+	streamRate = 128 << 10
+	// downloadMiB at downloadRate lasts 8 s: longer than a move, so that most moves fall into one. Not faster,
+	// since two emulated guests must leave the machine's two cores room for their own moves.
+	downloadMiB  = 2
+	downloadRate = 256 << 10
 )
 
 // stream is one connection that is read for as long as the moves go on.

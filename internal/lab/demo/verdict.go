@@ -2,6 +2,7 @@ package demo
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -27,10 +28,10 @@ func judge(r *report.Run) []report.Parameter {
 }
 
 // parameter puts checks together; it is met if all are.
-func parameter(name, target, unit string, measured *float64, checks ...report.Check) report.Parameter {
+func parameter(name, target, what, unit string, measured *float64, checks ...report.Check) report.Parameter {
 	failed := func(c report.Check) bool { return !c.Pass }
 	return report.Parameter{
-		Name: name, Target: target, Unit: unit, Measured: measured, Checks: checks, Pass: !slices.ContainsFunc(checks, failed),
+		Name: name, Target: target, What: what, Unit: unit, Measured: measured, Checks: checks, Pass: !slices.ContainsFunc(checks, failed),
 	}
 }
 
@@ -58,7 +59,7 @@ func judgeStability(polls []report.Poll) report.Parameter {
 	if inFault > 0 {
 		note += fmt.Sprintf("; within faults, for information, %d of %d", quorateInFault, inFault)
 	}
-	return parameter("cluster stability", "quorate 100 %", "%", measured, report.Check{
+	return parameter("cluster stability", "quorate 100 %", "of the polls quorate", "%", measured, report.Check{
 		Name: "quorate, polled each second on every living node", Target: "100 %", Unit: "%", Measured: measured,
 		Pass: asked > 0 && quorate == asked, Note: note,
 	})
@@ -78,7 +79,7 @@ func judgeMigration(pairs []report.Migration, transfers []report.Transfer) repor
 		}
 	}
 	median, longest := checkGaps(sauh, failed)
-	return parameter("live migration", "median gap ≤ 250 ms, longest < 1000 ms, ≤ 1.5 × by hand, stream and downloads go on", "ms", median.Measured,
+	return parameter("live migration", "median gap ≤ 250 ms, longest < 1000 ms, ≤ 1.5 × by hand, stream and downloads go on", "median gap", "ms", median.Measured,
 		median, longest, checkRatio(sauh, hand), checkTransfers(transfers))
 }
 
@@ -154,7 +155,7 @@ func judgeFailover(all []report.Failover) report.Parameter {
 			worst = number(start.Seconds())
 		}
 	}
-	return parameter("failover", "QEMU started elsewhere ≤ 14 s, guest answers ≤ 20 s; ≤ 2 s more when manager and store leader die with it", "s", worst, checks...)
+	return parameter("failover", "QEMU started elsewhere ≤ 14 s, guest answers ≤ 20 s; ≤ 2 s more when manager and store leader die with it", "slowest start elsewhere", "s", worst, checks...)
 }
 
 // limits of a failover, by what dies with the node.
@@ -192,7 +193,7 @@ func judgeLedger(checks []report.LedgerCheck) report.Parameter {
 		c.Measured = number(float64(lost + wrong))
 	}
 	c.Pass = acknowledged > 0 && lost+wrong == 0 && unreadable == 0 && afterFaults >= expectedFail
-	return parameter("data integrity", "0 acknowledged records missing or wrong", "records", c.Measured, c)
+	return parameter("data integrity", "0 acknowledged records missing or wrong", "missing or wrong", "records", c.Measured, c)
 }
 
 // middle is the median: of an even number the mean of the two in the middle.
@@ -202,6 +203,10 @@ func middle(d []time.Duration) time.Duration {
 	return (s[(n-1)/2] + s[n/2]) / 2
 }
 
-func number(v float64) *float64 { return &v }
+// number rounds to thousandths: nothing here is known any better.
+func number(v float64) *float64 {
+	v = math.Round(v*1000) / 1000
+	return &v
+}
 
 func ms(d time.Duration) *float64 { return number(float64(d.Microseconds()) / 1000) }

@@ -24,7 +24,7 @@ func gapsChart(r *Run) template.HTML {
 	}
 	h := 74 + row*float64(len(r.Migrations))
 	c := newCanvas(w, h, "Longest gap of the echo over each move, by Sauh and by hand")
-	f := newFrame(c, w, h, margins{24, 24, 44, 96}, scale{lo: 0, hi: roundUp(longest * 1.08)}, scale{lo: 0, hi: float64(len(r.Migrations))})
+	f := newFrame(c, w, h, margins{24, 48, 44, 96}, scale{lo: 0, hi: roundUp(longest * 1.08)}, scale{lo: 0, hi: float64(len(r.Migrations))})
 	for _, v := range f.x.ticks(6) {
 		c.line("grid", f.x.at(v), f.y.to, f.x.at(v), f.y.from)
 	}
@@ -32,7 +32,7 @@ func gapsChart(r *Run) template.HTML {
 	for _, limit := range []struct {
 		ms    float64
 		label string
-	}{{250, "median ≤ 250 ms"}, {1000, "each < 1 s"}} {
+	}{{250, "median ≤ 250 ms"}, {1000, "each below 1 s"}} {
 		if limit.ms <= f.x.hi {
 			c.line("limit", f.x.at(limit.ms), f.y.to-4, f.x.at(limit.ms), f.y.from)
 			c.text("limittext m", f.x.at(limit.ms), f.y.to-9, limit.label)
@@ -63,22 +63,42 @@ func gapRow(f frame, y float64, i int, m Migration) {
 	}
 }
 
-// moveChart shows the echo around the gap of one move.
-func moveChart(m Move, class string) template.HTML {
-	const w, h = 340.0, 170.0
-	if !m.Made() || len(m.Echo) == 0 {
+// pairChart lays the echoes around the gaps of a move by Sauh and of its twin by hand over one another.
+func pairChart(m Migration) template.HTML {
+	const w, h = 340.0, 208.0
+	sides := []struct {
+		class string
+		move  Move
+	}{{"hand", m.Hand}, {"sauh", m.Sauh}}
+	lo, hi := 0.0, 1.0
+	for _, s := range sides {
+		for _, e := range s.move.Echo {
+			lo, hi = min(lo, msOf(e.At-s.move.GapAt)), max(hi, msOf(e.At-s.move.GapAt))
+		}
+	}
+	if hi == 1 {
 		return ""
 	}
-	c := newCanvas(w, h, fmt.Sprintf("Echo around the move from %s to %s", m.From, m.To))
-	lo, hi := msOf(m.Echo[0].At-m.GapAt), msOf(m.Echo[len(m.Echo)-1].At-m.GapAt)
-	f := newFrame(c, w, h, margins{26, 8, 36, 38}, scale{lo: lo, hi: max(hi, lo+1)}, trips())
-	f.yAxis(4, "round trip, ms")
-	end := msOf(m.Gap)
-	c.rect("gap "+class, f.x.at(0), f.y.to, f.x.at(end)-f.x.at(0), f.y.from-f.y.to, fmt.Sprintf("no answer for %.0f ms", end))
+	c := newCanvas(w, h, fmt.Sprintf("Echo around the move from %s to %s, by Sauh and by hand", m.Sauh.From, m.Sauh.To))
+	f := newFrame(c, w, h, margins{58, 10, 36, 40}, scale{lo: lo, hi: hi}, trips())
+	f.yAxis(4, "")
+	c.text("name s", 2, 10, "round trip, ms")
 	f.xAxis(5, "ms since the gap began")
-	f.echoes(m.Echo, m.GapAt, time.Millisecond, class)
-	f.text("label m", min(max(f.x.at(end/2), f.x.from+26), f.x.to-26), f.y.to+14, fmt.Sprintf("%.0f ms", end))
+	for i, s := range sides {
+		if s.move.Made() {
+			f.gapBar(s.class, s.move.Gap, f.y.to-14-15*float64(i))
+			f.echoes(s.move.Echo, s.move.GapAt, time.Millisecond, s.class)
+		}
+	}
 	return c.done()
+}
+
+// gapBar draws how long nobody answered, above the plot, and where that ended in it.
+func (f frame) gapBar(class string, gap time.Duration, y float64) {
+	x0, x1 := f.x.at(0), f.x.at(msOf(gap))
+	f.rect("gap "+class, x0, f.y.to, x1-x0, f.y.from-f.y.to, "")
+	f.rect("bar "+class, x0, y, x1-x0, 8, fmt.Sprintf("no answer for %.0f ms", msOf(gap)))
+	f.text("label s", x1+6, y+8, fmt.Sprintf("%.0f ms", msOf(gap)))
 }
 
 // echoes draws answered echoes as dots and lost ones as marks on the axis.
@@ -151,6 +171,10 @@ func stages(f frame, fo Failover) {
 		}
 		x, y := f.x.at(since), 14+float64(i)*16
 		f.line("moment", x, y-6, x, f.y.from)
-		f.text("label s", x+6, y+2, text)
+		if x > f.x.from+0.75*(f.x.to-f.x.from) {
+			f.text("label e", x-6, y+2, text)
+		} else {
+			f.text("label s", x+6, y+2, text)
+		}
 	}
 }

@@ -58,21 +58,21 @@ func laneOrder(name string) int {
 
 func (f frame) span(r *Run, y, h float64, n int, s Span) {
 	x1, x2 := f.x.at(s.From.Seconds()), f.x.at(s.To.Seconds())
-	class, text := "span "+s.Kind, s.Label
+	colour, text := s.Kind, s.Label
 	title := fmt.Sprintf("%s: %.1f to %.1f s", cmp.Or(s.Label, s.Kind), s.From.Seconds(), s.To.Seconds())
 	switch s.Kind {
 	case "step":
-		class += fmt.Sprint(n % 2)
+		colour += fmt.Sprint(n % 2)
 		text = fmt.Sprint(n + 1)
 	case "move", "on":
 		text = ""
 	case "off":
 	default:
-		class = "span " + r.nodeClass(s.Kind)
+		colour = r.nodeClass(s.Kind)
 	}
-	f.rect(class, x1, y, x2-x1-0.8, h, title)
+	f.rect("span "+colour, x1, y, x2-x1-0.8, h, title)
 	if text != "" && x2-x1 > 7*float64(len(text))+6 {
-		f.text("onspan m", (x1+x2)/2, y+h/2+4, text)
+		f.text("onspan m "+colour, (x1+x2)/2, y+h/2+4, text)
 	}
 }
 
@@ -139,7 +139,7 @@ func loadChart(r *Run, l NodeLoad, name string, top float64, value func(LoadSamp
 		f.area("area guests", x, zero, low)
 		f.area("area sauh", x, low, high)
 	}
-	f.xAxis(5, "s")
+	f.xAxis(5, "seconds since the begin")
 	return c.done()
 }
 

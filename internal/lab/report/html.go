@@ -26,6 +26,7 @@ type page struct {
 	FailoverCharts               []failoverRow
 	CPU, Memory                  []loadRow
 	Acknowledged, Missing, Wrong int
+	TransferSummary              string
 	Unquorate                    []Poll
 }
 
@@ -37,9 +38,9 @@ type stepRow struct {
 }
 
 type moveRow struct {
-	Number     int
-	Move       Migration
-	Sauh, Hand template.HTML
+	Number int
+	Move   Migration
+	Chart  template.HTML
 }
 
 type failoverRow struct {
@@ -56,7 +57,7 @@ type loadRow struct {
 // HTML returns report.html.
 func HTML(r *Run) ([]byte, error) {
 	t, err := template.New("page").Funcs(template.FuncMap{
-		"value": Value, "ms": sayMS, "sec": saySeconds, "group": func(n int) string { return group(fmt.Sprint(n)) },
+		"value": Value, "ms": sayMS, "sec": saySeconds, "long": sayLong, "group": func(n int) string { return group(fmt.Sprint(n)) },
 		"node": func(i int) int { return i%3 + 1 },
 		"mib":  func(n int64) string { return figure(float64(n) / (1 << 20)) },
 	}).Parse(pageTemplate)
@@ -86,6 +87,7 @@ func newPage(r *Run) page {
 			p.Unquorate = append(p.Unquorate, q)
 		}
 	}
+	p.TransferSummary = transferSummary(r.Transfers)
 	p.Headline = headline(r, p.Met)
 	cpu, memory := highest(r.Load, coresOf), highest(r.Load, mebibytesOf)
 	for _, l := range r.Load {
@@ -105,6 +107,21 @@ func headline(r *Run, met int) string {
 		return "Targets met, but a step went wrong"
 	}
 	return fmt.Sprintf("%d of %d targets met", met, len(r.Parameters))
+}
+
+func transferSummary(all []Transfer) string {
+	streams, downloads, wrong := 0, 0, 0
+	for _, t := range all {
+		if t.Kind == "stream" {
+			streams++
+		} else {
+			downloads++
+		}
+		if !t.OK {
+			wrong++
+		}
+	}
+	return fmt.Sprintf("%d streams and %d downloads, of which %d broke or came with other content", streams, downloads, wrong)
 }
 
 func words(n int) string {
@@ -130,7 +147,7 @@ func stepRows(r *Run) []stepRow {
 func moveRows(r *Run) []moveRow {
 	var rows []moveRow
 	for i, m := range r.Migrations {
-		rows = append(rows, moveRow{i + 1, m, moveChart(m.Sauh, "sauh"), moveChart(m.Hand, "hand")})
+		rows = append(rows, moveRow{i + 1, m, pairChart(m)})
 	}
 	return rows
 }
@@ -162,3 +179,12 @@ func sayMS(d time.Duration) string {
 }
 
 func saySeconds(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
+
+// sayLong prints minutes and seconds.
+func sayLong(d time.Duration) string {
+	s := int(d.Round(time.Second).Seconds())
+	if s < 60 {
+		return fmt.Sprintf("%d s", s)
+	}
+	return fmt.Sprintf("%d min %d s", s/60, s%60)
+}

@@ -57,8 +57,9 @@ type Parameter struct {
 	// Measured is the figure that stands for the parameter; nil if it could not be measured.
 	Measured *float64 `json:"measured"`
 	Unit     string   `json:"unit"`
+	What     string   `json:"what"` // is measured, in two or three words
 	Pass     bool     `json:"pass"`
-	Checks   []Check  `json:"checks"` // what it consists of
+	Checks   []Check  `json:"checks"` // what the parameter consists of
 }
 
 // Check is one condition of a parameter.

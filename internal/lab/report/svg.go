@@ -110,7 +110,7 @@ func (s scale) ticks(n int) []float64 {
 	}
 	step := niceStep((s.hi - s.lo) / float64(n))
 	for i := math.Ceil(s.lo/step - 1e-9); i*step <= s.hi+step*1e-6; i++ {
-		out = append(out, i*step)
+		out = append(out, i*step+0) // never a negative zero
 	}
 	return out
 }
