@@ -22,6 +22,28 @@ import (
 	"sauh.dev/sauh/internal/store/etcd"
 )
 
+// memberStore is this node's store as the membership uses it: the cluster's
+// memory, and the part in keeping it. *etcd.Server is one; its methods say what they do.
+type memberStore interface {
+	store.Store
+	storeMembers
+	Quorate() bool
+	LeaderName() string
+	TransferLeadership(ctx context.Context) error
+	Done() <-chan struct{}
+	Err() error
+	Close() error
+}
+
+// storeMembers says and changes who keeps the store.
+type storeMembers interface {
+	MemberID() string
+	Members(ctx context.Context) ([]etcd.Member, error)
+	AddLearner(ctx context.Context, name string, peerURLs []string) (id string, err error)
+	Promote(ctx context.Context, id string) error
+	RemoveMember(ctx context.Context, id string) error
+}
+
 // member is all that runs while this node belongs to a cluster. openMember
 // starts the store and the mirror, activate the rest; close stops everything but the guests.
 type member struct {
@@ -30,7 +52,7 @@ type member struct {
 	cluster       model.Cluster
 	caFingerprint string
 	log           *slog.Logger
-	st            *etcd.Server
+	st            memberStore
 	mirror        *mirror
 	live          *liveness
 	procs         *procs
@@ -88,7 +110,7 @@ func (a *Agent) openMember(ctx context.Context, ms *Membership) (*member, error)
 			a.log.Warn("the two networks are not used together: a cut link interrupts connections", "err", err)
 		}
 	})
-	m.st, err = etcd.Start(ctx, etcd.Config{
+	st, err := etcd.Start(ctx, etcd.Config{
 		Name: m.name, DataDir: p.storeData(), Addresses: addrs,
 		TLS: etcd.TLSFiles{CA: p.caCert(), Cert: p.nodeCert(), Key: p.nodeKey()}, Token: ms.Cluster.UUID,
 		Initial: ms.Initial, Existing: ms.Existing, Logger: a.log.With("part", "store"),
@@ -97,6 +119,7 @@ func (a *Agent) openMember(ctx context.Context, ms *Membership) (*member, error)
 		m.cancel()
 		return nil, err
 	}
+	m.st = st
 	m.locks = newGuestLocks(m.kick)
 	m.live = newLiveness(m)
 	m.procs = newProcs(m)
