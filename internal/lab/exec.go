@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -71,7 +72,7 @@ func runInside(ctx context.Context, files []*os.File, searchPath string, argv []
 		return 126, err
 	}
 	p, err := os.StartProcess(path, argv, &os.ProcAttr{
-		Dir: "/", Env: append(os.Environ(), "PATH="+searchPath),
+		Dir: "/", Env: withPath(os.Environ(), searchPath),
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 		Sys:   &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd())},
 	})
@@ -95,6 +96,12 @@ func runInside(ctx context.Context, files []*os.File, searchPath string, argv []
 		return 0, fmt.Errorf("wait for %s: %w", argv[0], err)
 	}
 	return shellStatus(st.Sys().(syscall.WaitStatus)), nil
+}
+
+// withPath replaces PATH in an environment. Of two, C programs take the first.
+func withPath(env []string, path string) []string {
+	env = slices.DeleteFunc(env, func(v string) bool { return strings.HasPrefix(v, "PATH=") })
+	return append(env, "PATH="+path)
 }
 
 // lookPath finds a program as a shell with that PATH would.
