@@ -52,9 +52,7 @@ func (g *guest) On(node string) *guest {
 		g.r.t.Fatalf("guest %d: %v", g.id, err)
 	}
 	if row.Node != node {
-		g.task(func(ctx context.Context, c *client.Client) (string, error) {
-			return c.MigrateGuest(ctx, row.Node, g.id, node, row.Status == "running")
-		})
+		g.Migrate(row.Node, node, row.Status == "running")
 	}
 	if row.Status != "running" {
 		g.task(func(ctx context.Context, c *client.Client) (string, error) { return c.StartGuest(ctx, node, g.id) })
@@ -176,7 +174,7 @@ func (g *guest) disk() string {
 // task starts a task at n1 and waits until it ended well.
 func (g *guest) task(start func(context.Context, *client.Client) (string, error)) {
 	g.r.t.Helper()
-	ctx, cancel := context.WithTimeout(g.r.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	c := g.r.API("n1")
 	upid, err := start(ctx, c)
@@ -208,11 +206,12 @@ func (g *guest) Stats() (labguest.Stats, error) {
 	return st, err
 }
 
-// Dirty makes the guest write to that much memory each second.
+// Dirty makes the guest write that much memory each second. The area is small because a new one may be made before
+// the guest has freed the last.
 func (g *guest) Dirty(mibPerSecond int) {
 	g.r.t.Helper()
 	var st labguest.Stats
-	if err := g.get(fmt.Sprintf("/dirty?mib_per_s=%d&mib=64", mibPerSecond), &st); err != nil {
+	if err := g.get(fmt.Sprintf("/dirty?mib_per_s=%d&mib=48", mibPerSecond), &st); err != nil {
 		g.r.t.Fatal(err)
 	}
 }

@@ -173,7 +173,7 @@ func (r *room) Repair() {
 
 // ctx bounds one question.
 func (r *room) ctx(d time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(r.t.Context(), d)
+	ctx, cancel := context.WithTimeout(context.Background(), d)
 	context.AfterFunc(ctx, cancel)
 	return ctx
 }
@@ -199,10 +199,7 @@ func (r *room) Node(name string) lab.NodeStatus {
 func (w *world) API(node string) *client.Client {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	init := 0
-	if pids, err := sys.Cgroup(filepath.Join(w.Cgroup(node), "init.scope")).Procs(); err == nil && len(pids) > 0 {
-		init = slices.Min(pids)
-	}
+	init := w.initOf(node)
 	a, ok := w.apis[node]
 	if !ok || a.init != init {
 		if ok {
@@ -212,6 +209,15 @@ func (w *world) API(node string) *client.Client {
 		w.apis[node] = a
 	}
 	return a.Client
+}
+
+// initOf is a node's pid 1 as the host numbers it, 0 of a node that is off.
+func (w *world) initOf(node string) int {
+	pids, err := sys.Cgroup(filepath.Join(w.Cgroup(node), "init.scope")).Procs()
+	if err != nil || len(pids) == 0 {
+		return 0
+	}
+	return slices.Min(pids)
 }
 
 // nodeAPI is a client and the node's pid 1 whose file systems its socket is in.
@@ -327,7 +333,7 @@ func (a reply) String() string {
 // Sauh runs a command line in a node. Words are separated by blanks.
 func (r *room) Sauh(node, line string) reply {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), 2*patience)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
 	cmd := r.Exec(ctx, node, append([]string{"sauh"}, strings.Fields(line)...)...)
 	var stdout, stderr bytes.Buffer
@@ -373,7 +379,7 @@ func (r *room) Refused(node, line string, want ...string) reply {
 // Shell runs a line of sh in a node; it has to succeed.
 func (r *room) Shell(node, line string) string {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	out, err := r.Exec(ctx, node, "sh", "-c", line).CombinedOutput()
 	if err != nil {
@@ -430,12 +436,15 @@ func clock() string { return time.Now().Format("15:04:05.000") }
 // tailLines is how much of each log a failure prints.
 const tailLines = 40
 
+// printLogs prints the ends of the logs of the room, of every unit and of the guests' serial ports.
 func (r *room) printLogs() {
 	files := []string{filepath.Join(r.Dir(), "room.log")}
 	for _, n := range nodes() {
 		for _, unit := range []string{"init", guardUnit, agentUnit} {
 			files = append(files, filepath.Join(r.Log(n), unit+".log"))
 		}
+		serial, _ := filepath.Glob(fmt.Sprintf("/proc/%d/root/run/sauh/qemu/*.log", r.initOf(n)))
+		files = append(files, serial...)
 	}
 	for _, f := range files {
 		text, err := os.ReadFile(f)

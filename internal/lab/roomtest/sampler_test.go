@@ -220,17 +220,16 @@ func (s *sampler) judge(ps []*process) {
 	if len(running) < 2 {
 		return
 	}
-	waiting, busy := 0, 0
+	// Who was started to wait for a migration keeps that in its command line for ever, so only the youngest can be waiting.
+	youngest := slices.MaxFunc(running, func(a, b *process) int { return a.started.Compare(b.started) })
+	busy := 0
 	for _, p := range running {
-		if p.incoming {
-			waiting++
-		}
 		// One sample may hold the end of the one and the beginning of the other, two in a row cannot.
 		if p.busy >= 2 {
 			busy++
 		}
 	}
-	if waiting == 1 && len(running) == 2 && busy < 2 {
+	if youngest.incoming && len(running) == 2 && busy < 2 {
 		return
 	}
 	var names []string
