@@ -37,7 +37,7 @@ const (
 	backdate = 10 * time.Minute
 )
 
-// ErrMismatch: a certificate, key, CA or fingerprint does not belong to the others.
+// ErrMismatch means that a certificate, key, CA or fingerprint does not belong to the others.
 var ErrMismatch = errors.New("certificate does not match")
 
 // Pair is a certificate with its private key.
@@ -94,10 +94,10 @@ func NewRequest(node string, addresses []string) (key *ecdsa.PrivateKey, csrPEM 
 	return key, pem.EncodeToMemory(&pem.Block{Type: blockCSR, Bytes: der}), nil
 }
 
-// Sign makes a node's certificate from its request. Only the public key is taken from the request:
+// Sign makes a node's certificate from its request; p is the CA. Only the public key is taken from the request:
 // name and addresses are what the caller says, "localhost" and 127.0.0.1 are added.
 // Errors: ErrMismatch if the request is not signed by its own key.
-func (ca Pair) Sign(csrPEM []byte, node string, addresses []string, now time.Time) (*x509.Certificate, error) {
+func (p Pair) Sign(csrPEM []byte, node string, addresses []string, now time.Time) (*x509.Certificate, error) {
 	ips, err := parseIPs(addresses)
 	if err != nil {
 		return nil, err
@@ -118,8 +118,8 @@ func (ca Pair) Sign(csrPEM []byte, node string, addresses []string, now time.Tim
 		return nil, err
 	}
 	end := now.AddDate(NodeYears, 0, 0)
-	if end.After(ca.Cert.NotAfter) {
-		end = ca.Cert.NotAfter
+	if end.After(p.Cert.NotAfter) {
+		end = p.Cert.NotAfter
 	}
 	t := &x509.Certificate{
 		SerialNumber:          serial,
@@ -132,20 +132,20 @@ func (ca Pair) Sign(csrPEM []byte, node string, addresses []string, now time.Tim
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		BasicConstraintsValid: true,
 	}
-	signed, err := x509.CreateCertificate(rand.Reader, t, ca.Cert, csr.PublicKey, ca.Key)
+	signed, err := x509.CreateCertificate(rand.Reader, t, p.Cert, csr.PublicKey, p.Key)
 	if err != nil {
 		return nil, fmt.Errorf("sign certificate of node %s: %w", node, err)
 	}
 	return x509.ParseCertificate(signed)
 }
 
-// Issue makes a key and its certificate in one step, for the node that holds the CA.
-func (ca Pair) Issue(node string, addresses []string, now time.Time) (Pair, error) {
+// Issue makes a key and its certificate in one step, for the node that holds the CA, p.
+func (p Pair) Issue(node string, addresses []string, now time.Time) (Pair, error) {
 	key, csr, err := NewRequest(node, addresses)
 	if err != nil {
 		return Pair{}, err
 	}
-	cert, err := ca.Sign(csr, node, addresses, now)
+	cert, err := p.Sign(csr, node, addresses, now)
 	if err != nil {
 		return Pair{}, err
 	}

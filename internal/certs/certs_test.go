@@ -40,8 +40,8 @@ func issue(t *testing.T, ca certs.Pair, node string) certs.Pair {
 	return p
 }
 
-// handshake connects the two over a pipe and returns what each side says, and the server's view of the client.
-func handshake(t *testing.T, server, client *tls.Config) (serverErr, clientErr error, peer string) {
+// handshake connects the two over a pipe and returns the server's view of the client and what each side says.
+func handshake(t *testing.T, server, client *tls.Config) (peer string, serverErr, clientErr error) {
 	t.Helper()
 	a, b := net.Pipe()
 	deadline := time.Now().Add(5 * time.Second)
@@ -66,7 +66,7 @@ func handshake(t *testing.T, server, client *tls.Config) (serverErr, clientErr e
 	_ = b.Close()
 	serverErr = <-done
 	state := s.ConnectionState()
-	return serverErr, clientErr, certs.PeerName(&state)
+	return certs.PeerName(&state), serverErr, clientErr
 }
 
 func clientFor(p certs.Pair, ca *x509.Certificate, clock certs.Clock, host string) *tls.Config {
@@ -106,7 +106,7 @@ func TestMembersRecogniseEachOther(t *testing.T) {
 	ca := newCA(t)
 	n1, n2 := issue(t, ca, "n1"), issue(t, ca, "n2")
 	for _, host := range []string{"10.10.1.1", "10.10.2.1", "n1"} {
-		se, ce, peer := handshake(t, certs.Server(n1, ca.Cert, at(now)), clientFor(n2, ca.Cert, at(now), host))
+		peer, se, ce := handshake(t, certs.Server(n1, ca.Cert, at(now)), clientFor(n2, ca.Cert, at(now), host))
 		if se != nil || ce != nil || peer != "n2" {
 			t.Errorf("host %s: server %v, client %v, peer %q; want no errors and n2", host, se, ce, peer)
 		}
@@ -120,7 +120,7 @@ func TestServerRefusesAClientOfAnotherCA(t *testing.T) {
 		"required": certs.Server(n1, ca.Cert, at(now)),
 		"optional": certs.ServerOptionalClient(n1, ca.Cert, at(now)),
 	} {
-		se, ce, _ := handshake(t, server, clientFor(stranger, ca.Cert, at(now), "n1"))
+		_, se, ce := handshake(t, server, clientFor(stranger, ca.Cert, at(now), "n1"))
 		if se == nil || ce == nil {
 			t.Errorf("%s: server %v, client %v; want errors", name, se, ce)
 		}
@@ -131,10 +131,10 @@ func TestOnlyTheOptionalServerLetsAClientWithoutCertificateIn(t *testing.T) {
 	ca := newCA(t)
 	n1 := issue(t, ca, "n1")
 	client := certs.ClientByFingerprint(certs.Fingerprint(ca.Cert), "10.10.1.1", at(now))
-	if se, _, _ := handshake(t, certs.Server(n1, ca.Cert, at(now)), client); se == nil {
+	if _, se, _ := handshake(t, certs.Server(n1, ca.Cert, at(now)), client); se == nil {
 		t.Error("the members' server accepts a client without certificate")
 	}
-	se, ce, peer := handshake(t, certs.ServerOptionalClient(n1, ca.Cert, at(now)), client)
+	peer, se, ce := handshake(t, certs.ServerOptionalClient(n1, ca.Cert, at(now)), client)
 	if se != nil || ce != nil || peer != "" {
 		t.Errorf("server %v, client %v, peer %q; want no errors and no name", se, ce, peer)
 	}
@@ -143,7 +143,7 @@ func TestOnlyTheOptionalServerLetsAClientWithoutCertificateIn(t *testing.T) {
 func TestClientRefusesAServerOfAnotherCA(t *testing.T) {
 	ca, other := newCA(t), newCA(t)
 	impostor, n2 := issue(t, other, "n1"), issue(t, ca, "n2")
-	_, ce, _ := handshake(t, certs.Server(impostor, ca.Cert, at(now)), clientFor(n2, ca.Cert, at(now), "n1"))
+	_, _, ce := handshake(t, certs.Server(impostor, ca.Cert, at(now)), clientFor(n2, ca.Cert, at(now), "n1"))
 	var unknown x509.UnknownAuthorityError
 	if !errors.As(ce, &unknown) {
 		t.Errorf("client error %v, want an unknown authority", ce)
@@ -158,13 +158,13 @@ func TestExpiredCertificatesAreRefused(t *testing.T) {
 		"member":      clientFor(n2, ca.Cert, later, "n1"),
 		"fingerprint": certs.ClientByFingerprint(certs.Fingerprint(ca.Cert), "n1", later),
 	} {
-		_, ce, _ := handshake(t, certs.ServerOptionalClient(n1, ca.Cert, at(now)), client)
+		_, _, ce := handshake(t, certs.ServerOptionalClient(n1, ca.Cert, at(now)), client)
 		var invalid x509.CertificateInvalidError
 		if !errors.As(ce, &invalid) || invalid.Reason != x509.Expired {
 			t.Errorf("%s: client error %v, want expired", name, ce)
 		}
 	}
-	if se, _, _ := handshake(t, certs.Server(n1, ca.Cert, later), clientFor(n2, ca.Cert, at(now), "n1")); se == nil {
+	if _, se, _ := handshake(t, certs.Server(n1, ca.Cert, later), clientFor(n2, ca.Cert, at(now), "n1")); se == nil {
 		t.Error("the server accepts an expired client")
 	}
 }
@@ -177,7 +177,7 @@ func TestAFingerprintIsTrustedInBothForms(t *testing.T) {
 		t.Errorf("fingerprints %s and %s do not agree", colon, certs.Fingerprint(ca.Cert))
 	}
 	for _, f := range []string{colon, certs.Fingerprint(ca.Cert)} {
-		se, ce, _ := handshake(t, certs.ServerOptionalClient(n1, ca.Cert, at(now)), certs.ClientByFingerprint(f, "n1", at(now)))
+		_, se, ce := handshake(t, certs.ServerOptionalClient(n1, ca.Cert, at(now)), certs.ClientByFingerprint(f, "n1", at(now)))
 		if se != nil || ce != nil {
 			t.Errorf("%s: server %v, client %v; want no errors", f, se, ce)
 		}
@@ -192,7 +192,7 @@ func TestAWrongFingerprintIsRefused(t *testing.T) {
 		"the node's":   certs.Fingerprint(n1.Cert), // only the CA may be pinned: a leaf does not sign itself
 		"empty":        "",
 	} {
-		_, ce, _ := handshake(t, certs.ServerOptionalClient(n1, ca.Cert, at(now)), certs.ClientByFingerprint(f, "n1", at(now)))
+		_, _, ce := handshake(t, certs.ServerOptionalClient(n1, ca.Cert, at(now)), certs.ClientByFingerprint(f, "n1", at(now)))
 		if ce == nil {
 			t.Errorf("%s: no error", name)
 		}
@@ -204,7 +204,7 @@ func TestTheRightCAInTheChainOfAForeignCertificateIsRefused(t *testing.T) {
 	ca, other := newCA(t), newCA(t)
 	impostor := issue(t, other, "n1")
 	server := certs.ServerOptionalClient(impostor, ca.Cert, at(now)) // presents the leaf of other and the certificate of ca
-	_, ce, _ := handshake(t, server, certs.ClientByFingerprint(certs.Fingerprint(ca.Cert), "n1", at(now)))
+	_, _, ce := handshake(t, server, certs.ClientByFingerprint(certs.Fingerprint(ca.Cert), "n1", at(now)))
 	var unknown x509.UnknownAuthorityError
 	if !errors.As(ce, &unknown) {
 		t.Errorf("client error %v, want an unknown authority", ce)
@@ -214,7 +214,7 @@ func TestTheRightCAInTheChainOfAForeignCertificateIsRefused(t *testing.T) {
 func TestAFingerprintClientChecksTheHost(t *testing.T) {
 	ca := newCA(t)
 	n1 := issue(t, ca, "n1")
-	_, ce, _ := handshake(t, certs.ServerOptionalClient(n1, ca.Cert, at(now)),
+	_, _, ce := handshake(t, certs.ServerOptionalClient(n1, ca.Cert, at(now)),
 		certs.ClientByFingerprint(certs.Fingerprint(ca.Cert), "10.10.1.9", at(now)))
 	var host x509.HostnameError
 	if !errors.As(ce, &host) {

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNoMultipath: the kernel has no multipath TCP. Connections work, each over one network only.
+// ErrNoMultipath means that the kernel has no multipath TCP. Connections work, each over one network only.
 var ErrNoMultipath = errors.New("this kernel has no multipath TCP")
 
 var errNoInterface = errors.New("no interface of this node has this address")

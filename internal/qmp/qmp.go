@@ -85,8 +85,7 @@ func NewConn(ctx context.Context, rw io.ReadWriteCloser) (*Conn, error) {
 	go c.read()
 	go c.write()
 	if err := c.negotiate(ctx); err != nil {
-		c.Close()
-		return nil, fmt.Errorf("negotiate QMP: %w", err)
+		return nil, fmt.Errorf("negotiate QMP: %w", errors.Join(err, c.Close()))
 	}
 	return c, nil
 }

@@ -46,7 +46,7 @@ func dial(t *testing.T, q *qmptest.QEMU) *qmp.Conn {
 func TestDialGreetsAndNegotiatesOverASocket(t *testing.T) {
 	q := fake(t)
 	path := filepath.Join(t.TempDir(), "qmp")
-	if err := q.Listen(path); err != nil {
+	if err := q.Listen(t.Context(), path); err != nil {
 		t.Fatal(err)
 	}
 	c, err := qmp.Dial(t.Context(), path)
@@ -262,7 +262,7 @@ func replay(data []byte, size func() int) *stream {
 func (s *stream) Read(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	limit := len(s.data)
+	var limit int
 	for {
 		limit = len(s.data)
 		for _, g := range s.gates {

@@ -30,6 +30,8 @@ func (s Source) Step(now time.Duration, ev Event) (Source, []Action) {
 		return s.settling(ev)
 	case PhaseCleanup:
 		return s.cleaning(ev)
+	case PhaseCheck, PhaseIntent, PhasePrepare, PhaseSetup, PhasePrecopy, PhaseSwitchover, PhaseOwnership:
+		// under way: the event decides
 	}
 	switch e := ev.(type) {
 	case Begin:
@@ -83,6 +85,8 @@ func (s Source) done(now time.Duration) (Source, []Action) {
 	case PhaseSetup:
 		s.grew = now
 		return s.enter(PhasePrecopy, now)
+	case PhasePrecopy, PhaseSwitchover, PhaseOwnership, PhaseCleanup, PhaseSettle, PhaseDone:
+		// what ends these has an event of its own
 	}
 	return s, nil
 }

@@ -31,6 +31,8 @@ func (t Target) Step(now time.Duration, ev Event) (Target, []Action) {
 		return t.owning(now, ev)
 	case PhaseCleanup:
 		return t.starting(now, ev)
+	case PhaseCheck, PhaseIntent, PhasePrepare, PhaseSetup, PhasePrecopy, PhaseSwitchover:
+		// under way: the event decides
 	}
 	switch e := ev.(type) {
 	case Begin:

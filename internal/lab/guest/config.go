@@ -10,7 +10,7 @@ import (
 	"regexp"
 )
 
-// ErrNoConfig: the block holds no configuration; the image was never personalized.
+// ErrNoConfig means that the block holds no configuration: the image was never personalized.
 var ErrNoConfig = errors.New("the disk holds no guest configuration")
 
 // configMagic begins the block; the digit is the format's version.

@@ -89,7 +89,7 @@ func serveHTTP(ctx context.Context, ln net.Listener, h http.Handler) error {
 // echo sends every datagram back. Errors of single datagrams (the network is
 // not up yet, the sender has gone) are none of its business.
 func echo(ctx context.Context, conn net.PacketConn) error {
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // nothing waits in it: a datagram is sent when it is written
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	buf := make([]byte, 64<<10)
 	for {

@@ -14,7 +14,7 @@ const ChunkHeader = 32
 
 const chunkMagic = "SAUHCHNK"
 
-// ErrChunk: the bytes are no chunk header.
+// ErrChunk means that the bytes are no chunk header.
 var ErrChunk = errors.New("not a chunk of a stream")
 
 // Chunk heads a piece of the constant-bit-rate stream; Length bytes with the value byte(Number) follow it.

@@ -26,7 +26,7 @@ import (
 	"sauh.dev/sauh/internal/lab/guest"
 )
 
-// ErrMissing: a program or a package that building needs is not there.
+// ErrMissing means that a program or a package that building needs is not there.
 var ErrMissing = errors.New("cannot build the probe guest's image")
 
 // formatVersion is part of the name of every image and kernel; raise it when the builder changes what it writes.
@@ -90,12 +90,12 @@ func key(k *kernel, init []byte) string {
 }
 
 // build makes the image under a temporary name and moves it to path when it is complete.
-func build(ctx context.Context, k *kernel, init []byte, path string) error {
+func build(ctx context.Context, k *kernel, init []byte, path string) (err error) {
 	dir, err := os.MkdirTemp(filepath.Dir(path), "build-")
 	if err != nil {
 		return fmt.Errorf("make build directory: %w", err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	modules, err := k.modules()
 	if err != nil {
 		return err

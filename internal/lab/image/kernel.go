@@ -63,7 +63,7 @@ func field(out, name string) string {
 func (k *kernel) vmlinuz() string { return filepath.Join(k.dir, "vmlinuz") }
 
 // fetch downloads the package and keeps kernel and modules of it under cache, unless they are there.
-func (k *kernel) fetch(ctx context.Context, cache string) error {
+func (k *kernel) fetch(ctx context.Context, cache string) (err error) {
 	k.dir = filepath.Join(cache, "kernel-"+formatVersion+"-"+k.pkg+"_"+strings.ReplaceAll(k.version, ":", "."))
 	if _, err := os.Stat(k.dir); err == nil {
 		return nil
@@ -72,7 +72,7 @@ func (k *kernel) fetch(ctx context.Context, cache string) error {
 	if err != nil {
 		return fmt.Errorf("make directory for kernel: %w", err)
 	}
-	defer os.RemoveAll(tmp)
+	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
 	if err := os.Chmod(tmp, 0o755); err != nil { // apt's own user reads it
 		return fmt.Errorf("open directory for kernel: %w", err)
 	}

@@ -93,8 +93,9 @@ func (q *QEMU) Status() string {
 func (q *QEMU) Gone() <-chan struct{} { return q.quit }
 
 // Listen serves QMP on a unix socket until the process ends.
-func (q *QEMU) Listen(path string) error {
-	l, err := net.Listen("unix", path)
+func (q *QEMU) Listen(ctx context.Context, path string) error {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "unix", path)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}

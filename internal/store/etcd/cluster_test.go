@@ -4,10 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
 	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -172,29 +170,6 @@ func eventually(t *testing.T, what string, limit time.Duration, ok func() bool) 
 		timer := time.NewTimer(5 * time.Millisecond)
 		<-timer.C
 	}
-}
-
-// leader waits until all running members agree on one, and returns its number.
-func (c *testCluster) leader(t *testing.T) int {
-	t.Helper()
-	leader := -1
-	eventually(t, "a leader that all members know", 10*time.Second, func() bool {
-		names := map[string]bool{}
-		for _, s := range c.servers {
-			if s != nil {
-				names[s.LeaderName()] = true
-			}
-		}
-		known := slices.Collect(maps.Keys(names))
-		leader = -1
-		for i := range c.configs {
-			if len(known) == 1 && c.configs[i].Name == known[0] {
-				leader = i
-			}
-		}
-		return leader >= 0
-	})
-	return leader
 }
 
 // testWriter sends etcd's warnings to the test's log while the test runs.

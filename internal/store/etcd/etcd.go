@@ -310,7 +310,7 @@ func (s *Server) supervise() {
 	s.cancel()
 }
 
-// ErrRemoved: the member was removed from the cluster, for ever.
+// ErrRemoved means that the member was removed from the cluster, for ever.
 var ErrRemoved = errors.New("this node was removed from the store's members")
 
 func (s *Server) endReason(err error) error {

@@ -188,7 +188,7 @@ func TestAMemberListensOnItsOwnAddressesOnlyAndWantsACertificateOfTheCA(t *testi
 			}
 		}
 	}
-	conn, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", "2380")) //nolint:noctx // loopback
+	conn, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", "2380"))
 	if err == nil && strings.HasPrefix(conn.RemoteAddr().String(), c.net) {
 		t.Error("the member listens on an address that it was not given")
 	}

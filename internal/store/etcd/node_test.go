@@ -225,7 +225,7 @@ type process struct {
 
 func startProcess(t *testing.T, role, name string) *process {
 	t.Helper()
-	cmd := exec.Command("/proc/self/exe") //nolint:noctx // ends with its input
+	cmd := exec.Command("/proc/self/exe") // ends with its input
 	cmd.Env = append(os.Environ(), roleEnv+"="+role)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
