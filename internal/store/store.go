@@ -22,7 +22,8 @@ var (
 	// ErrConflict: a compare of the transaction did not hold; nothing was written.
 	ErrConflict = model.ErrConflict
 	// ErrNoQuorum: no majority answered in time. A transaction that returns it may
-	// still be committed later: read the keys again, or send it again with the same ID.
+	// still be committed later: read the keys again. The same Txn sent again is
+	// another one: its compares fail if the first was committed.
 	ErrNoQuorum = model.ErrNoQuorum
 	// ErrCompacted: the revision asked for is gone; list again and watch from there.
 	ErrCompacted = errors.New("revision compacted")

@@ -74,7 +74,8 @@ type Live struct {
 	BootID string `json:"boot_id"`
 	// Epoch counts the fencings of this node. It never goes down.
 	Epoch uint64 `json:"epoch"`
-	// Seq counts renewals; it tells an agent which of its attempts was committed.
+	// Seq rises with each attempt to renew, committed or not, and never falls behind the boot clock in
+	// microseconds, so a later life of the agent begins above it. It tells an agent which of its attempts was committed.
 	Seq uint64 `json:"seq"`
 	// Fenced means that the cut was made: the node must kill its protected guests
 	// and register again before it may run any.
