@@ -140,6 +140,7 @@ func (s *settling) over() bool {
 
 func (s *settling) do(ctx context.Context, step migrate.Step, revision int64) error {
 	switch step {
+	case migrate.StepNothing, migrate.StepWait:
 	case migrate.StepRelease:
 		err := s.deps.release(ctx, s.id, revision)
 		if errors.Is(err, store.ErrConflict) {

@@ -483,7 +483,7 @@ func (w *world) verify(reboots bool) error {
 		return errors.New("the guest was booted anew")
 	}
 	if _, err := w.judge.Get(context.Background(), intentKey(guest), store.Local); !errors.Is(err, store.ErrNotFound) {
-		return fmt.Errorf("the intent is left over: %v", err)
+		return fmt.Errorf("the intent is left over: %w", err)
 	}
 	owner := w.room.Running()[0]
 	if _, err := w.judge.Get(context.Background(), model.GuestConfigKey(owner, guest), store.Local); err != nil {

@@ -154,7 +154,7 @@ func TestALedgerLosesNothingWhenItsGuestIsKilledAndTamperingIsFound(t *testing.T
 
 	m.kill()
 	tamper(t, disk, 50)
-	m = bootGuest(t, disk, "tap1")
+	bootGuest(t, disk, "tap1")
 	if v := verify(t, history); v.OK() || v.Wrong != 1 || v.Faults[0].Number != 50 {
 		t.Errorf("verdict after record 50 was changed: %+v", v)
 	}
