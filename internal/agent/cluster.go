@@ -208,7 +208,7 @@ func (c *clusterAPI) Leave(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(m.nodes()) == 1 {
+	if nodes := m.nodes(); len(nodes) == 1 && nodes[0].Name == m.name {
 		return model.Errorf(model.ErrBusy, "%s is the last node of cluster %s: there is nobody left to keep it", m.name, m.cluster.Name)
 	}
 	if err := m.dropNode(ctx, m.name); err != nil {
@@ -229,7 +229,10 @@ func (c *clusterAPI) Remove(ctx context.Context, node string) error {
 		return model.Invalidf("node", "%s is this node: use `sauh cluster leave`", node)
 	}
 	if _, err := m.node(node); err != nil {
-		return err
+		// An earlier try may have got as far as the records; the store's voters are still to be changed then.
+		if id, merr := m.memberID(ctx, node); merr != nil || id == "" {
+			return err
+		}
 	}
 	if m.live.online(node) {
 		return model.Errorf(model.ErrBusy, "%s is online: run `sauh cluster leave` on it, or switch it off first", node)

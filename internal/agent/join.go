@@ -16,6 +16,7 @@ import (
 	"sauh.dev/sauh/internal/certs"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/store"
+	"sauh.dev/sauh/internal/store/etcd"
 )
 
 // joinLimit is how long a node may take from the answer to its request until it
@@ -216,12 +217,7 @@ func (m *member) admit(ctx context.Context, r joinRequest, now time.Time) (joinR
 		m.takeBack(node.Name, id, &secret, r.ID)
 		return joinReply{}, writeError("admit "+node.Name, err)
 	}
-	initial := map[string][]string{node.Name: peerURLs(node)}
-	for _, x := range members {
-		if x.ID != id {
-			initial[x.Name] = x.PeerURLs
-		}
-	}
+	initial := etcd.InitialMembers(members, node.Name, peerURLs(node))
 	m.wg.Go(func() { m.promote(node.Name, id) })
 	return joinReply{Cluster: m.cluster, Node: node, CA: string(certs.EncodeCert(ca.Cert)), Cert: string(certs.EncodeCert(cert)), Initial: initial}, nil
 }
