@@ -130,8 +130,13 @@ func (s *source) heard(ctx context.Context, ev qmp.Event, ok bool) []migrate.Eve
 	if !ok {
 		return nil
 	}
-	if m, ok := e.(migrate.Migration); ok && m.Status == "failed" {
+	m, ok := e.(migrate.Migration)
+	switch {
+	case ok && m.Status == "failed":
 		return s.look(ctx)
+	case ok && m.Status == "completed":
+		// The last figures, the downtime among them, are known only now.
+		return append(s.look(ctx), e)
 	}
 	return []migrate.Event{e}
 }
