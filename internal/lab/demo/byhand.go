@@ -38,7 +38,9 @@ func (d *demo) startByHand(ctx context.Context) error {
 	}
 	d.byHandAt = node
 	d.place(d.byHand, node, d.clock.now())
-	d.byHand.echo = d.startEcho(d.byHand)
+	if err := d.startEcho(d.byHand); err != nil {
+		return err
+	}
 	return d.byHand.awaitAnswer(ctx, bootLimit)
 }
 

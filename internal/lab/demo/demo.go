@@ -52,7 +52,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	d.fail = cancel
 	// Also when a step panics: nothing may be left running.
 	defer func() { err = errors.Join(err, d.tearDown(context.WithoutCancel(ctx))) }()
-	d.perform(ctx)
+	d.perform(ctx, d.story())
 	d.stopBackground()
 	d.finish()
 	if err := d.writeReport(); err != nil {
@@ -164,8 +164,8 @@ func (d *demo) story() []step {
 }
 
 // perform plays the story as far as it goes.
-func (d *demo) perform(ctx context.Context) {
-	for _, s := range d.story() {
+func (d *demo) perform(ctx context.Context, story []step) {
+	for _, s := range story {
 		begin := d.clock.now()
 		d.say("%s", s.title)
 		err := s.do(ctx)

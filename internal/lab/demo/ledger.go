@@ -35,6 +35,7 @@ func (d *demo) startLedger(g *guest) error {
 	if err != nil {
 		return err
 	}
+	d.needs(p)
 	g.ledger.prober = p
 	g.ledger.files = append(g.ledger.files, p.file.Name())
 	return nil

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -25,6 +26,8 @@ type prober struct {
 	file *os.File
 	done chan struct{}
 	err  error // of the process; valid when done is closed
+
+	stopping atomic.Bool
 }
 
 // stopLimit is how long a probe may take to write its summary.
@@ -37,8 +40,7 @@ func (d *demo) startProber(file string, lines func([]byte), args ...string) (*pr
 		return nil, fmt.Errorf("start probe: %w", err)
 	}
 	p := &prober{file: f, done: make(chan struct{})}
-	// Before the guests: users have machines of their own, and a probe that waits for a core measures that.
-	p.cmd = d.room.Exec(context.Background(), lab.RoomName, append([]string{"nice", "-n", "-10", "sauh", "lab", "probe"}, args...)...)
+	p.cmd = d.room.Exec(context.Background(), lab.RoomName, append([]string{"sauh", "lab", "probe"}, args...)...)
 	// A group of its own: Ctrl-C on the terminal is not for it, and an interrupt reaches the program
 	// itself through the one that started it.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -55,16 +57,27 @@ func (d *demo) startProber(file string, lines func([]byte), args ...string) (*pr
 	if err := p.cmd.Start(); err != nil {
 		return nil, errors.Join(fmt.Errorf("start probe: %w", err), f.Close())
 	}
-	d.wg.Go(func() { p.follow(out, lines, &said) })
+	d.inBackground("read "+file, func(context.Context) { p.follow(out, lines, &said) })
 	// The probe ends with the story at the latest.
-	d.wg.Go(func() {
+	d.inBackground("stop "+file, func(ctx context.Context) {
 		select {
-		case <-d.background.Done():
+		case <-ctx.Done():
 			_ = p.stop()
 		case <-p.done:
 		}
 	})
 	return p, nil
+}
+
+// needs ends the story if the probe ends before it is stopped: what it would have seen is lost, and
+// nothing could be judged.
+func (d *demo) needs(p *prober) {
+	d.inBackground("watch "+p.file.Name(), func(context.Context) {
+		<-p.done
+		if !p.stopping.Load() {
+			d.fail(fmt.Errorf("the probe that writes %s ended by itself: %w", filepath.Base(p.file.Name()), p.err))
+		}
+	})
 }
 
 // follow reads to the end and collects the process.
@@ -96,6 +109,7 @@ func (p *prober) stop() error {
 		return p.err
 	default:
 	}
+	p.stopping.Store(true)
 	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGINT)
 	select {
 	case <-p.done:
@@ -129,12 +143,15 @@ type echo struct {
 	samples []probe.Sample // index is Seq; Sent 0 is one that was not written down yet; guarded by mu
 }
 
-func (d *demo) startEcho(g *guest) *echo {
+func (d *demo) startEcho(g *guest) error {
 	e := &echo{}
-	if _, err := d.startProber("echo-"+g.id.String()+".jsonl", e.line, "echo", "--target", g.address(), "--interval", "10ms"); err != nil {
-		d.note("echo probe of "+g.name(), err)
+	p, err := d.startProber("echo-"+g.id.String()+".jsonl", e.line, "echo", "--target", g.address(), "--interval", "10ms")
+	if err != nil {
+		return err
 	}
-	return e
+	d.needs(p)
+	g.echo = e
+	return nil
 }
 
 func (e *echo) line(text []byte) {

@@ -210,7 +210,9 @@ func (d *demo) startGuests(ctx context.Context) error {
 		if err := d.createGuest(ctx, p.g, p.node); err != nil {
 			return err
 		}
-		p.g.echo = d.startEcho(p.g)
+		if err := d.startEcho(p.g); err != nil {
+			return err
+		}
 		if err := d.machines.on(p.node).HAAdd(ctx, api.HAResource{SID: p.g.id.SID(), State: "started"}); err != nil {
 			return fmt.Errorf("protect %s: %w", p.g.name(), err)
 		}
