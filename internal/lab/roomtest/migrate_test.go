@@ -44,7 +44,7 @@ func TestAMoveThatIsDisturbedLeavesTheGuestAtExactlyOnePlace(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		disturb func(m *migration) // while the memory is being copied
-		stays   bool // the guest must be on the source afterwards
+		stays   bool               // the guest must be on the source afterwards
 	}{
 		{"cancel", func(m *migration) {
 			if err := m.r.API("n1").CancelTask(m.r.ctx(5*time.Second), m.upid); err != nil {
@@ -57,7 +57,7 @@ func TestAMoveThatIsDisturbedLeavesTheGuestAtExactlyOnePlace(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := enter(t, r.world)
-			g := r.Guest(101).On("n1")
+			g := r.Guest(101).On("n1").Protected()
 			boot, l := g.MustAnswer(patience).BootID, g.Ledger()
 			g.Dirty(busy)
 			m := g.BeginMigration("n1", "n2")
