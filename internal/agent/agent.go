@@ -48,6 +48,8 @@ type Agent struct {
 
 	joining sync.Mutex // held by Create, Join and Leave
 	current atomic.Pointer[member]
+	fatal   chan error // what the agent cannot go on with
+	wg      sync.WaitGroup
 }
 
 // Run is the agent of this node until ctx is done.
@@ -108,9 +110,7 @@ func (a *Agent) run(ctx context.Context) error {
 	srv.ConnContext = api.LocalConnContext
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }()
-	if a.host.version, err = qemu.QEMUVersion(ctx); err != nil {
-		a.log.Warn("guests cannot be started here", "err", err)
-	}
+	a.host.setVersion(qemu.QEMUVersion(ctx))
 	ms, err := loadMembership(a.opts.Paths.membership())
 	if err == nil && ms != nil {
 		err = a.startMember(ctx, ms)
@@ -120,19 +120,21 @@ func (a *Agent) run(ctx context.Context) error {
 		_ = <-served // the close above, nothing else
 		return err
 	}
-	go a.probeAccel(ctx)
+	a.wg.Go(func() { a.probeAccel(ctx) })
 	a.log.Info("agent is up", "node", a.nodeName(), "member", ms != nil, "boot", a.boot, "go", runtime.Version())
 	select {
 	case <-ctx.Done():
 	case err = <-served:
+	case err = <-a.fatal:
 	}
 	a.tasks.stop(move.ErrAbandoned)
 	a.stopMember()
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	_ = srv.Shutdown(stop)
+	a.wg.Wait()
 	if err != nil && !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve the local API: %w", err)
+		return fmt.Errorf("agent: %w", err)
 	}
 	return nil
 }

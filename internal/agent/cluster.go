@@ -131,8 +131,11 @@ func (c *clusterAPI) Create(ctx context.Context, r api.CreateClusterRequest) err
 		m.close()
 		return err
 	}
+	if err := a.activate(m); err != nil {
+		return err
+	}
 	undo = nil
-	return a.activate(m)
+	return nil
 }
 
 // seed writes what a new cluster begins with.

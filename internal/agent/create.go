@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -139,7 +140,8 @@ func (m *member) planDisk(plan *newGuest, id model.VMID, key, value string) erro
 func (m *member) create(ctx context.Context, id model.VMID, plan *newGuest, t *task) (err error) {
 	var made []storage.Volume
 	defer func() {
-		if err != nil {
+		var keep *keepVolumes
+		if err != nil && !errors.As(err, &keep) {
 			m.deleteVolumes(made)
 		}
 	}()
@@ -164,11 +166,40 @@ func (m *member) create(ctx context.Context, id model.VMID, plan *newGuest, t *t
 		If:   []store.Cond{{Key: reservationKey(id)}, {Key: key}, {Key: model.NodePrefix + m.name, Revision: node.ModRevision}},
 		Then: []store.Op{store.Put(reservationKey(id), []byte(m.name)), store.Put(key, plan.conf.Bytes())},
 	})
-	if errors.Is(err, store.ErrConflict) {
+	switch {
+	case errors.Is(err, store.ErrConflict):
 		return model.Errorf(model.ErrExists, "unable to create VM %s - VM %s already exists", id, id)
+	case errors.Is(err, store.ErrNoQuorum):
+		return m.createdAfterAll(ctx, id, plan.conf.Bytes(), made, t)
 	}
 	return writeError("create guest "+id.String(), err)
 }
+
+// createdAfterAll finds out whether a transaction whose answer was lost was committed. While nobody knows,
+// the volumes are kept: a guest without its disks is worse than a volume without a guest.
+func (m *member) createdAfterAll(ctx context.Context, id model.VMID, want []byte, made []storage.Volume, t *task) error {
+	var kv store.KV
+	err := retryNoQuorum(ctx, startDeadline, func() (err error) {
+		kv, err = m.st.Get(ctx, model.GuestConfigKey(m.name, id), store.Linearizable)
+		return err
+	})
+	switch {
+	case err == nil && bytes.Equal(kv.Value, want):
+		return nil
+	case errors.Is(err, store.ErrNotFound):
+		m.deleteVolumes(made)
+	default:
+		for _, v := range made {
+			t.logf("WARN: volume %s is kept: whether guest %s was created is not known yet", v.ID, id)
+		}
+	}
+	return &keepVolumes{writeError("create guest "+id.String(), store.ErrNoQuorum)}
+}
+
+// keepVolumes marks an error after which the volumes must not be touched any more.
+type keepVolumes struct{ error }
+
+func (e *keepVolumes) Unwrap() error { return e.error }
 
 func (m *member) makeVolume(ctx context.Context, v newVolume) (storage.Volume, error) {
 	drv, err := m.driver(v.storage)
@@ -176,8 +207,12 @@ func (m *member) makeVolume(ctx context.Context, v newVolume) (storage.Volume, e
 		return storage.Volume{}, err
 	}
 	if v.file != "" {
+		ctx, cancel := context.WithTimeout(ctx, importDeadline)
+		defer cancel()
 		return drv.Import(ctx, v.alloc, v.file)
 	}
+	ctx, cancel := context.WithTimeout(ctx, storageDeadline)
+	defer cancel()
 	return drv.Allocate(ctx, v.alloc)
 }
 

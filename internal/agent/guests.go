@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sort"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -230,7 +231,9 @@ func editConfig(conf *pveconf.Guest, set map[string]string, del []string) ([]byt
 		if !pveconf.Known(key) {
 			return nil, model.Invalidf(key, "no such option")
 		}
-		conf.Delete(key)
+		if err := detach(conf, key); err != nil {
+			return nil, err
+		}
 	}
 	keys := make([]string, 0, len(set))
 	for k := range set {
@@ -239,6 +242,9 @@ func editConfig(conf *pveconf.Guest, set map[string]string, del []string) ([]byt
 	sort.Strings(keys)
 	for _, k := range keys {
 		v := set[k]
+		if err := refuseNewVolume(k, v); err != nil {
+			return nil, err
+		}
 		if strings.HasPrefix(k, "net") {
 			var err error
 			if v, err = withMAC(k, v); err != nil {
@@ -250,6 +256,44 @@ func editConfig(conf *pveconf.Guest, set map[string]string, del []string) ([]byt
 		}
 	}
 	return conf.Bytes(), nil
+}
+
+// detach deletes a key. A disk's volume is kept as the first free unused[n], so that nothing is lost.
+func detach(conf *pveconf.Guest, key string) error {
+	for _, d := range conf.Disks() {
+		if _, isVolume := volumeStorage(d.Volume); d.Key != key || !isVolume || d.CDROM {
+			continue
+		}
+		for n := 0; ; n++ {
+			unused := "unused" + strconv.Itoa(n)
+			if _, taken := conf.Get(unused); !taken {
+				if err := conf.Set(unused, d.Volume); err != nil {
+					return err
+				}
+				break
+			}
+		}
+	}
+	conf.Delete(key)
+	return nil
+}
+
+// refuseNewVolume refuses what only the creation of a guest can do.
+func refuseNewVolume(key, value string) error {
+	family, _, indexed := pveconf.SplitIndex(key)
+	if !indexed || family != "virtio" && family != "scsi" {
+		return nil
+	}
+	d, err := pveconf.ParseDisk(key, value)
+	if err != nil {
+		return err
+	}
+	name, isVolume := volumeStorage(d.Volume)
+	_, err = strconv.ParseFloat(strings.TrimPrefix(d.Volume, name+":"), 64)
+	if isVolume && err == nil || d.ImportFrom != "" {
+		return model.Invalidf(key, "a guest that exists cannot be given a new volume this way yet: make it with `sauh storage alloc %s` and name the volume that it prints", name)
+	}
+	return nil
 }
 
 // withMAC gives a network card without an address one of the range that Proxmox VE uses.
@@ -350,8 +394,12 @@ func (g *guestsAPI) end(_ context.Context, typ string, id model.VMID, f func(con
 		return "", err
 	}
 	p := m.procs.get(id)
-	if p == nil && m.haStates()[id] != pveconf.HAStarted {
+	wanted := m.haStates()[id] == pveconf.HAStarted
+	if p == nil && !wanted {
 		return "", model.Errorf(model.ErrBusy, "VM %s not running", id)
+	}
+	if wanted && !m.st.Quorate() {
+		return "", writeError("ask that "+id.SID()+" be stopped", store.ErrNoQuorum)
 	}
 	return m.guestTask(typ, id, "stop", func(ctx context.Context, t *task) error {
 		if err := m.requestState(ctx, id, pveconf.HAStarted, pveconf.HAStopped); err != nil {
@@ -475,11 +523,13 @@ func (m *member) destroy(ctx context.Context, id model.VMID, t *task) error {
 			continue // not this guest's own
 		}
 		t.logf("delete volume %s", d.Volume)
-		if drv, err := m.driver(name); err != nil {
-			errs = append(errs, err)
-		} else if err := drv.Delete(ctx, d.Volume); err != nil {
-			errs = append(errs, err)
+		drv, err := m.driver(name)
+		if err == nil {
+			dctx, cancel := context.WithTimeout(ctx, storageDeadline)
+			err = drv.Delete(dctx, d.Volume)
+			cancel()
 		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

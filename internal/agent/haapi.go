@@ -140,9 +140,7 @@ func (h *haAPI) HASet(ctx context.Context, r api.HAResource) error {
 				return nil, err
 			}
 		}
-		if r.Comment != "" {
-			all[i].Comment = r.Comment
-		}
+		all[i].Comment = r.Comment
 		return all, nil
 	})
 }

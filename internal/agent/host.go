@@ -53,6 +53,15 @@ func (h *hostInfo) awaitAccel(ctx context.Context) error {
 	}
 }
 
+// setVersion notes QEMU's version; without one no guest can be started here.
+func (h *hostInfo) setVersion(v string, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err == nil {
+		h.version = v
+	}
+}
+
 // qemu returns the accelerator and QEMU's version, or why no guest can run here.
 func (h *hostInfo) qemu() (qemu.Accel, string, error) {
 	h.mu.Lock()

@@ -69,12 +69,17 @@ func (c *clusterAPI) Join(ctx context.Context, joinKeyText, nodeName string) err
 		m.close()
 		return fmt.Errorf("join %s: %w: nothing was changed here; look at the cluster's side with `sauh cluster status` and try again with a new key", reply.Cluster.Name, err)
 	}
-	if err := saveJSON(a.opts.Paths.membership(), ms); err != nil {
+	err = saveJSON(a.opts.Paths.membership(), ms)
+	if err == nil {
+		err = a.activate(m) // closes m when it fails
+	} else {
 		m.close()
-		return err
+	}
+	if err != nil {
+		return fmt.Errorf("%w: this node is a voter of %s already and cannot serve it: run `sauh cluster remove %s` on a member", err, reply.Cluster.Name, self.Name)
 	}
 	undo = nil
-	return a.activate(m)
+	return nil
 }
 
 // keepCerts writes the certificates that the cluster sent.

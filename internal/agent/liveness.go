@@ -255,16 +255,20 @@ func (l *liveness) killBefore(ctx context.Context, epoch uint64) {
 // client returns the connection to the guard, making it if need be.
 func (l *liveness) client(ctx context.Context) (*guard.Client, error) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.guard != nil {
-		return l.guard, nil
+	known := l.guard
+	l.mu.Unlock()
+	if known != nil {
+		return known, nil
 	}
+	// Not under mu: whoever wants to know about other nodes must not wait for a guard that hangs.
 	cctx, cancel := context.WithTimeout(ctx, guardDeadline)
 	defer cancel()
 	g, err := guard.Dial(cctx, l.m.agent.opts.Paths.guardSocket())
 	if err != nil {
 		return nil, fmt.Errorf("reach the guard: %w", err)
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.guard = g
 	return g, nil
 }

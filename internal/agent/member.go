@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"sync"
 	"time"
 
@@ -117,6 +116,7 @@ func (a *Agent) openMember(ctx context.Context, ms *Membership) (*member, error)
 	})
 	if err != nil {
 		m.cancel()
+		m.wg.Wait()
 		return nil, err
 	}
 	m.st = st
@@ -125,8 +125,16 @@ func (a *Agent) openMember(ctx context.Context, ms *Membership) (*member, error)
 	m.procs = newProcs(m)
 	m.mirror = newMirror(m.st, a.log, m.live.observe)
 	m.wg.Go(func() { m.mirror.run(m.ctx) })
-	<-m.mirror.loaded
-	return m, nil
+	select {
+	case <-m.mirror.loaded:
+		return m, nil
+	case <-m.st.Done():
+		err = fmt.Errorf("the store ended: %w", m.st.Err())
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	m.close()
+	return nil, err
 }
 
 // verifyMember refuses the certificate of a node that is no member any more.
@@ -169,8 +177,9 @@ func (a *Agent) activate(m *member) error {
 	m.wg.Go(func() { m.runManager(m.ctx) })
 	m.wg.Go(func() { m.runWorker(m.ctx) })
 	m.wg.Go(func() { m.publishSelf(m.ctx) })
+	m.wg.Go(func() { m.startOnBoot(m.ctx) })
 	a.current.Store(m)
-	go a.watchMembership(m)
+	a.wg.Go(func() { a.watchMembership(m) })
 	return nil
 }
 
@@ -190,8 +199,10 @@ func (a *Agent) watchMembership(m *member) {
 		}
 	} else if err != nil {
 		// Without its store the node cannot renew: the guard does what is needed, and a restart begins anew.
-		a.log.Error("the store stopped, the agent ends", "err", err)
-		os.Exit(1)
+		select {
+		case a.fatal <- fmt.Errorf("the store stopped: %w", err):
+		default:
+		}
 	}
 }
 
@@ -212,7 +223,7 @@ func (a *Agent) stopMember() {
 func (m *member) close() {
 	m.cancel()
 	for _, s := range m.servers {
-		_ = s.Close() // open requests end with the agent
+		m.endServer(s)
 	}
 	if m.moves != nil {
 		m.moves.Close()
@@ -221,6 +232,15 @@ func (m *member) close() {
 	m.procs.release()
 	if err := m.st.Close(); err != nil {
 		m.log.Warn("store not closed in order", "err", err)
+	}
+}
+
+// endServer lets requests end for a moment, and then ends them.
+func (m *member) endServer(s *http.Server) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), time.Second)
+	defer cancel()
+	if err := s.Shutdown(ctx); err != nil {
+		_ = s.Close() // whoever still waits sees the connection end
 	}
 }
 

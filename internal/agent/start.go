@@ -118,6 +118,36 @@ func (m *member) startGuest(ctx context.Context, r startRequest) error {
 	return m.launch(ctx, r.id, conf, spec, o)
 }
 
+// startOnBoot starts this node's guests with onboot 1 once after each boot of the machine, as soon as there is a
+// quorum. HA resources are the worker's.
+func (m *member) startOnBoot(ctx context.Context) {
+	mark := filepath.Join(m.agent.opts.Paths.Run, "booted") // a boot empties the directory
+	if _, err := os.Stat(mark); err == nil {
+		return
+	}
+	for !m.st.Quorate() {
+		if sleep(ctx, time.Second); ctx.Err() != nil {
+			return
+		}
+	}
+	states := m.haStates()
+	for _, f := range m.guestFiles() {
+		_, ha := states[f.id]
+		if f.node != m.name || ha || !f.conf.OnBoot() || f.conf.Template() || m.procs.get(f.id) != nil {
+			continue
+		}
+		_, err := m.guestTask("qmstart", f.id, "start at boot", func(ctx context.Context, t *task) error {
+			return m.startGuest(ctx, startRequest{id: f.id, log: t.logf})
+		})
+		if err != nil {
+			m.log.Warn("guest not started at boot", "vmid", f.id, "err", err)
+		}
+	}
+	if err := writeFile(mark, []byte(m.agent.boot+"\n"), 0o600); err != nil {
+		m.log.Warn("start at boot not noted", "err", err)
+	}
+}
+
 // launch protects the guest if it must be, makes its network ready and starts QEMU.
 func (m *member) launch(ctx context.Context, id model.VMID, conf *pveconf.Guest, spec qemu.Spec, o ownership) error {
 	mine := o.protected.Revision != 0 && o.protected.Value.Node == m.name

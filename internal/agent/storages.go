@@ -22,6 +22,8 @@ const (
 	storageCfgKey = model.ConfigPrefix + "storage.cfg"
 	// storageDeadline bounds each question to a storage.
 	storageDeadline = 10 * time.Second
+	// importDeadline bounds the copy of an image: 100 GiB at 30 MiB/s.
+	importDeadline = time.Hour
 )
 
 func (s *storagesAPI) member() (*member, error) { return (*Agent)(s).member() }
@@ -228,6 +230,8 @@ func (s *storagesAPI) AllocateVolume(ctx context.Context, name string, a storage
 	if m, err := s.member(); err == nil && !m.st.Quorate() {
 		return storage.Volume{}, writeError("allocate a volume on "+name, store.ErrNoQuorum)
 	}
+	ctx, cancel := context.WithTimeout(ctx, storageDeadline)
+	defer cancel()
 	return d.Allocate(ctx, a)
 }
 
@@ -255,5 +259,7 @@ func (s *storagesAPI) DeleteVolume(ctx context.Context, volid string) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, storageDeadline)
+	defer cancel()
 	return d.Delete(ctx, volid)
 }

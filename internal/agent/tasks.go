@@ -59,7 +59,7 @@ func newTasks(ctx context.Context, dir string, node func() string, log *slog.Log
 		return nil, err
 	}
 	for _, f := range files {
-		if t := loadTask(f); t != nil {
+		if t := loadTask(f, log); t != nil {
 			ts.all[t.rec.UPID] = t
 		}
 	}
@@ -71,7 +71,7 @@ type storedTask struct {
 	Lines []string `json:"log"`
 }
 
-func loadTask(file string) *task {
+func loadTask(file string, log *slog.Logger) *task {
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil
@@ -86,7 +86,7 @@ func loadTask(file string) *task {
 	}
 	done := make(chan struct{})
 	close(done)
-	return &task{rec: s.Task, lines: s.Lines, cancel: func() {}, done: done}
+	return &task{rec: s.Task, lines: s.Lines, cancel: func() {}, log: log, done: done}
 }
 
 func (ts *tasks) file(upid string) string {
@@ -224,7 +224,7 @@ func (ts *tasks) find(upid string) (*task, error) {
 	defer ts.mu.Unlock()
 	t := ts.all[upid]
 	if t == nil {
-		return nil, model.Invalidf("upid", "no such task")
+		return nil, model.Errorf(model.ErrNotFound, "no such task: %s", upid)
 	}
 	return t, nil
 }
@@ -262,11 +262,16 @@ func (ts *tasks) TaskLog(_ context.Context, upid string, start, limit int) ([]ap
 	return out, len(t.lines), nil
 }
 
-// CancelTask implements api.Tasks: it asks the task to stop; what that means is the task's business.
+// CancelTask implements api.Tasks: it asks the task to stop; what that means is the task's business. An ended one is left as it is.
 func (ts *tasks) CancelTask(_ context.Context, upid string) error {
 	t, err := ts.find(upid)
 	if err != nil {
 		return err
+	}
+	select {
+	case <-t.done:
+		return nil
+	default:
 	}
 	t.logf("asked to stop")
 	t.cancel()

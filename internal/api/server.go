@@ -213,6 +213,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 // recorder) the phrase is the standard one.
 func writeError(w http.ResponseWriter, r *http.Request, e *apiError) {
 	// A connection closed with unread bytes is reset, and a reset may overtake the answer.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(errorWriteTimeout)) // a recorder has none
 	_, _ = io.CopyN(io.Discard, r.Body, maxBody)
 	body := e.body()
 	h := w.Header()

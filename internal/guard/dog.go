@@ -81,7 +81,7 @@ func (d *dog) hold() {
 		return
 	}
 	d.holder = p
-	go func() { // ends with the holder, which disarm and end wait for
+	go func() { // ends with the holder, which outlives a guard that is killed: nobody waits for it
 		_, _ = p.Wait()
 		time.Sleep(100 * time.Millisecond) // the pace of restarts of a holder that ends at once
 		d.holderEnded <- struct{}{}

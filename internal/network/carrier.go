@@ -49,12 +49,14 @@ func KeepMultipath(ctx context.Context, addrs []netip.Addr, log *slog.Logger) er
 	ticker := time.NewTicker(carrierCheck)
 	defer ticker.Stop()
 	state := make([]linkState, len(addrs))
+	notices := updates
 	for {
 		followCarriers(ctx, addrs, state, log)
 		select {
-		case _, ok := <-updates:
+		case _, ok := <-notices:
 			if !ok {
-				return fmt.Errorf("watch the carrier of interfaces: the subscription ended")
+				log.Warn("the carrier of interfaces is only looked at now and then: the kernel's notices ended", "every", carrierCheck)
+				notices = nil
 			}
 		case <-ticker.C:
 		case <-ctx.Done():

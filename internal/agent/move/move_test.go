@@ -79,6 +79,7 @@ func TestTheTargetContinuesOnlyAfterItIsTheOwner(t *testing.T) {
 	in(t, func(w *world) {
 		w.migrate(w.ctx)
 		<-w.result
+		synctest.Wait() // the source ends when the file has moved; the target continues then
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		at := func(p string) int { return slices.Index(w.points, p+" #1") }
