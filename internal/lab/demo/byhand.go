@@ -174,12 +174,12 @@ func (d *demo) moveByHand(ctx context.Context, from, to string) (downtime time.D
 	if err != nil {
 		return 0, err
 	}
-	defer source.Close()
+	defer func() { _ = source.Close() }()
 	target, err := d.monitorOf(ctx, to)
 	if err != nil {
 		return 0, err
 	}
-	defer target.Close()
+	defer func() { _ = target.Close() }()
 	port, err := listenByHand(ctx, target, d.clusterAddress(to))
 	if err != nil {
 		return 0, fmt.Errorf("let the target listen: %w", err)
@@ -279,7 +279,7 @@ func (d *demo) endByHand(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	d.place(d.byHand, "", d.clock.now())
 	return quit(ctx, c)
 }

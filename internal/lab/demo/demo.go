@@ -34,7 +34,7 @@ type Options struct {
 	Stdout io.Writer
 }
 
-// ErrVerdict: the demonstration ran to its end, and a parameter was not met or a step went wrong.
+// ErrVerdict means that the demonstration ran to its end, and a parameter was not met or a step went wrong.
 var ErrVerdict = errors.New("the demonstration did not reach its targets")
 
 // Run makes the demonstration and writes the report, also of a run that failed or was interrupted. It needs
