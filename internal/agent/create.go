@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sort"
 	"strconv"
 	"strings"
@@ -105,6 +106,9 @@ func (m *member) qemuVersion() string {
 	return v
 }
 
+// maxGiB is where a size in bytes does not fit into 63 bits any more.
+const maxGiB = 1 << 33
+
 // planDisk understands <storage>:<GiB>[,format=…][,import-from=FILE] beside the volumes there are.
 func (m *member) planDisk(plan *newGuest, id model.VMID, key, value string) error {
 	disk, err := pveconf.ParseDisk(key, value)
@@ -128,11 +132,11 @@ func (m *member) planDisk(plan *newGuest, id model.VMID, key, value string) erro
 		}
 		return plan.conf.Set(key, value)
 	}
-	v := newVolume{key: key, storage: name, file: disk.ImportFrom, props: disk.Props}
-	v.alloc = storage.Allocation{VMID: id, Format: storage.Format(disk.Format), Size: int64(gib * (1 << 30))}
-	if v.file == "" && v.alloc.Size <= 0 {
+	if gib < 0 || gib >= maxGiB || math.IsNaN(gib) || gib == 0 && disk.ImportFrom == "" {
 		return model.Invalidf(key, "a new volume needs a size: write %s:4 for 4 GiB, or %s:0,import-from=FILE", name, name)
 	}
+	v := newVolume{key: key, storage: name, file: disk.ImportFrom, props: disk.Props}
+	v.alloc = storage.Allocation{VMID: id, Format: storage.Format(disk.Format), Size: int64(gib * (1 << 30))}
 	plan.volumes = append(plan.volumes, v)
 	return nil
 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -304,7 +306,8 @@ func withMAC(key, value string) (string, error) {
 	}
 	var b [3]byte
 	_, _ = rand.Read(b[:]) // crypto/rand never fails on Linux
-	props := n.Props.Set(n.Model, fmt.Sprintf("BC:24:11:%02X:%02X:%02X", b[0], b[1], b[2])).Without("model")
+	card := pveconf.Prop{Key: n.Model, Value: fmt.Sprintf("BC:24:11:%02X:%02X:%02X", b[0], b[1], b[2])}
+	props := append(pveconf.Props{card}, n.Props.Without("model")...) // first, as Proxmox VE writes it
 	return props.Print(pveconf.NetFormat()), nil
 }
 
@@ -464,35 +467,43 @@ func (g *guestsAPI) Console(ctx context.Context, id model.VMID) (io.ReadWriteClo
 
 // Destroy implements api.Guests.
 func (g *guestsAPI) Destroy(ctx context.Context, id model.VMID) (string, error) {
-	m, f, err := g.own(ctx, id)
+	m, _, err := g.own(ctx, id)
 	if err != nil {
 		return "", err
 	}
-	if m.procs.get(id) != nil {
-		return "", model.Errorf(model.ErrBusy, "VM %s is running - destroy failed: stop it first", id)
-	}
-	o, err := m.readOwnership(ctx, id, m.name)
-	if err != nil {
+	if _, _, err := m.mayDestroy(ctx, id); err != nil {
 		return "", err
-	}
-	if o.state != "" {
-		return "", model.Errorf(model.ErrBusy, "guest %s is an HA resource: run `sauh ha remove vm:%s` first", id, id)
-	}
-	if v, _ := f.conf.Get("protection"); v == "1" {
-		return "", model.Errorf(model.ErrBusy, "can't remove VM %s - protection mode enabled", id)
 	}
 	return m.guestTask("qmdestroy", id, "destroy", func(ctx context.Context, t *task) error {
 		return m.destroy(ctx, id, t)
 	})
 }
 
-// destroy deletes the file first, so that nobody starts the guest any more, then its volumes.
-func (m *member) destroy(ctx context.Context, id model.VMID, t *task) error {
+// mayDestroy refuses to destroy a guest that runs, is an HA resource, or is protected from it.
+func (m *member) mayDestroy(ctx context.Context, id model.VMID) (ownership, *pveconf.Guest, error) {
+	if m.procs.get(id) != nil {
+		return ownership{}, nil, model.Errorf(model.ErrBusy, "VM %s is running - destroy failed: stop it first", id)
+	}
 	o, err := m.readOwnership(ctx, id, m.name)
 	if err != nil {
-		return err
+		return o, nil, err
+	}
+	if o.state != "" {
+		return o, nil, model.Errorf(model.ErrBusy, "guest %s is an HA resource: run `sauh ha remove vm:%s` first", id, id)
 	}
 	conf, err := pveconf.ParseGuest(o.conf.Value)
+	if err != nil {
+		return o, nil, err
+	}
+	if conf.Protection() {
+		return o, nil, model.Errorf(model.ErrBusy, "can't remove VM %s - protection mode enabled", id)
+	}
+	return o, conf, nil
+}
+
+// destroy deletes the file first, so that nobody starts the guest any more, then its volumes. The caller holds the guest's lock.
+func (m *member) destroy(ctx context.Context, id model.VMID, t *task) error {
+	o, conf, err := m.mayDestroy(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -517,21 +528,40 @@ func (m *member) destroy(ctx context.Context, id model.VMID, t *task) error {
 		return writeError("destroy guest "+id.String(), err)
 	}
 	var errs []error
-	for _, d := range conf.Disks() {
-		name, ok := volumeStorage(d.Volume)
-		if !ok || !strings.Contains(d.Volume, "vm-"+id.String()+"-") {
-			continue // not this guest's own
-		}
-		t.logf("delete volume %s", d.Volume)
+	for _, volume := range ownVolumes(id, conf) {
+		t.logf("delete volume %s", volume)
+		name, _ := volumeStorage(volume)
 		drv, err := m.driver(name)
 		if err == nil {
 			dctx, cancel := context.WithTimeout(ctx, storageDeadline)
-			err = drv.Delete(dctx, d.Volume)
+			err = drv.Delete(dctx, volume)
 			cancel()
 		}
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// ownVolumes lists the volumes in a configuration, detached ones included, that were made for the guest itself.
+func ownVolumes(id model.VMID, conf *pveconf.Guest) []string {
+	var all, own []string
+	for _, d := range conf.Disks() {
+		all = append(all, d.Volume)
+	}
+	for _, key := range conf.Keys() {
+		if family, _, ok := pveconf.SplitIndex(key); ok && family == "unused" {
+			v, _ := conf.Get(key)
+			all = append(all, v)
+		}
+	}
+	for _, volume := range all {
+		_, isVolume := volumeStorage(volume)
+		_, name, _ := strings.Cut(volume, ":")
+		if isVolume && strings.HasPrefix(path.Base(name), "vm-"+id.String()+"-") && !slices.Contains(own, volume) {
+			own = append(own, volume)
+		}
+	}
+	return own
 }
 
 // reservationKey is taken by the guest that has the id, so that no two nodes create it at once.

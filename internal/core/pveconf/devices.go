@@ -382,6 +382,9 @@ func (g *Guest) Agent() bool {
 // Template says that the guest is a template and cannot be started.
 func (g *Guest) Template() bool { return g.flag("template", false) }
 
+// Protection says that the guest must not be destroyed.
+func (g *Guest) Protection() bool { return g.flag("protection", false) }
+
 // Lock names the operation that has locked the guest, "" if none has.
 func (g *Guest) Lock() string { return g.value("lock", "") }
 
