@@ -3,6 +3,8 @@
 package roomtest
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -16,7 +18,26 @@ type entry struct {
 	text string
 }
 
-var logTime = regexp.MustCompile(`time=(\S+)`)
+// initUnit is the log of a node's init, which says when it started and lost units.
+const initUnit = "init"
+
+var (
+	logTime  = regexp.MustCompile(`time=(\S+)`)
+	initTime = regexp.MustCompile(`^(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d\.\d{6}) `)
+)
+
+// parseTime finds the time in a line of either form.
+func parseTime(line string) (time.Time, bool) {
+	if m := logTime.FindStringSubmatch(line); m != nil {
+		at, err := time.Parse(time.RFC3339Nano, m[1])
+		return at, err == nil
+	}
+	if m := initTime.FindStringSubmatch(line); m != nil {
+		at, err := time.ParseInLocation("2006/01/02 15:04:05.000000", m[1], time.Local)
+		return at, err == nil
+	}
+	return time.Time{}, false
+}
 
 // Log returns what a unit has logged since the moment given.
 func (r *room) LogOf(node, unit string, since time.Time) []entry {
@@ -27,12 +48,8 @@ func (r *room) LogOf(node, unit string, since time.Time) []entry {
 	}
 	var out []entry
 	for line := range strings.Lines(string(text)) {
-		m := logTime.FindStringSubmatch(line)
-		if m == nil {
-			continue
-		}
-		at, err := time.Parse(time.RFC3339Nano, m[1])
-		if err == nil && !at.Before(since.Truncate(time.Millisecond)) {
+		at, ok := parseTime(line)
+		if ok && !at.Before(since.Truncate(time.Millisecond)) {
 			out = append(out, entry{at, strings.TrimSpace(line)})
 		}
 	}
@@ -58,13 +75,17 @@ func all(text string, words []string) bool {
 	return true
 }
 
-// Logged returns when a unit first logged a line with all words since the moment given; it has to be there.
+// Logged waits until a unit has logged a line with all words since the moment given, and returns when it did.
 func (r *room) Logged(node, unit string, since time.Time, words ...string) time.Time {
 	r.t.Helper()
-	e, ok := first(r.LogOf(node, unit, since), words...)
-	if !ok {
-		r.t.Fatalf("%s of %s has not logged %q since %s", unit, node, words, since.Format("15:04:05.000"))
-	}
+	var e entry
+	r.Eventually(fmt.Sprintf("%s of %s logs %q", unit, node, words), patience, func() (err error) {
+		var ok bool
+		if e, ok = first(r.LogOf(node, unit, since), words...); !ok {
+			err = errors.New("it has not")
+		}
+		return err
+	})
 	return e.at
 }
 

@@ -440,7 +440,7 @@ const tailLines = 40
 func (r *room) printLogs() {
 	files := []string{filepath.Join(r.Dir(), "room.log")}
 	for _, n := range nodes() {
-		for _, unit := range []string{"init", guardUnit, agentUnit} {
+		for _, unit := range []string{initUnit, guardUnit, agentUnit} {
 			files = append(files, filepath.Join(r.Log(n), unit+".log"))
 		}
 		serial, _ := filepath.Glob(fmt.Sprintf("/proc/%d/root/run/sauh/qemu/*.log", r.initOf(n)))
