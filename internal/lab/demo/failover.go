@@ -150,7 +150,6 @@ func (d *demo) failNode(ctx context.Context, kind, node string) error {
 	err := d.recovery(ctx, f)
 	err = errors.Join(err, d.bringBack(ctx, f))
 	d.closeWindow()
-	d.closeUp(f)
 	d.run.Failovers = append(d.run.Failovers, *f)
 	return err
 }
@@ -295,7 +294,7 @@ func (d *demo) bringBack(ctx context.Context, f *report.Failover) error {
 // closeUp cuts out of the echoes what the report draws, and looks what the fault did to the other guest.
 func (d *demo) closeUp(f *report.Failover) {
 	to := max(f.Answered, f.Cut+20*time.Second) + 5*time.Second
-	f.Echo = d.echoes(d.failing, f.Cut-3*time.Second, min(to, d.clock.now()))
+	f.Echo = d.echoes(d.failing, f.Cut-3*time.Second, to)
 	gaps := probe.Gaps(d.moving.echo.series(), d.clock.boot(f.Cut), d.clock.boot(max(f.Answered, f.Cut)))
 	f.Bystanders = []report.Bystander{{Guest: d.moving.name(), Gap: gaps.Longest}}
 }

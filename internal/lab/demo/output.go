@@ -57,6 +57,7 @@ func (d *demo) finish() {
 			}
 		}
 	}
+	d.closeUps()
 	d.run.Host.LoadEnd = loadAverage()
 	d.run.Parameters = judge(&d.run)
 }

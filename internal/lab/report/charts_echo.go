@@ -30,12 +30,12 @@ func gapsChart(r *Run) template.HTML {
 	}
 	f.xAxis(6, "longest gap, ms")
 	for _, limit := range []struct {
-		ms    float64
-		label string
-	}{{250, "median ≤ 250 ms"}, {1000, "each below 1 s"}} {
+		ms           float64
+		align, label string
+	}{{250, "e", "median ≤ 250 ms"}, {1000, "s", "each below 1 s"}} {
 		if limit.ms <= f.x.hi {
 			c.line("limit", f.x.at(limit.ms), f.y.to-4, f.x.at(limit.ms), f.y.from)
-			c.text("limittext m", f.x.at(limit.ms), f.y.to-9, limit.label)
+			c.text("limittext "+limit.align, f.x.at(limit.ms), f.y.to-9, limit.label)
 		}
 	}
 	for i, m := range r.Migrations {
@@ -87,7 +87,7 @@ func pairChart(m Migration) template.HTML {
 	for i, s := range sides {
 		if s.move.Made() {
 			f.gapBar(s.class, s.move.Gap, f.y.to-14-15*float64(i))
-			f.echoes(s.move.Echo, s.move.GapAt, time.Millisecond, s.class)
+			f.echoes(s.move.Echo, s.move.GapAt, time.Millisecond, s.class, f.y.from-3-4*float64(i))
 		}
 	}
 	return c.done()
@@ -101,18 +101,18 @@ func (f frame) gapBar(class string, gap time.Duration, y float64) {
 	f.text("label s", x1+6, y+8, fmt.Sprintf("%.0f ms", msOf(gap)))
 }
 
-// echoes draws answered echoes as dots and lost ones as marks on the axis.
-func (f frame) echoes(all []Echo, zero, unit time.Duration, class string) {
+// echoes draws answered echoes as dots and lost ones as marks at the height lostAt, near the axis.
+func (f frame) echoes(all []Echo, zero, unit time.Duration, class string, lostAt float64) {
 	var answered, lost [][2]float64
 	for _, e := range all {
 		x := f.x.at(float64(e.At-zero) / float64(unit))
 		if e.Trip < 0 {
-			lost = append(lost, [2]float64{x, f.y.from - 3})
+			lost = append(lost, [2]float64{x, lostAt})
 			continue
 		}
 		answered = append(answered, [2]float64{x, f.y.at(msOf(e.Trip))})
 	}
-	f.dots("lost", lost)
+	f.dots("lost "+class, lost)
 	f.dots("dots "+class, answered)
 }
 
@@ -129,7 +129,7 @@ func failoverChart(fo Failover) template.HTML {
 	c.text("name s", 2, f.y.to-8, "round trip, ms")
 	stages(f, fo)
 	f.xAxis(14, "seconds since the power cut")
-	f.echoes(fo.Echo, fo.Cut, time.Second, "sauh")
+	f.echoes(fo.Echo, fo.Cut, time.Second, "sauh", f.y.from-3)
 	for _, l := range []struct {
 		at   time.Duration
 		text string

@@ -92,7 +92,7 @@ type Move struct {
 	// Gap is the longest gap of the echo over the move and GapAt the moment it began.
 	Gap, GapAt time.Duration
 	Sent, Lost int           // echoes sent during the move, and those never answered
-	Downtime   time.Duration // from stop to resume, as QEMU counts
+	Downtime   time.Duration // as the source's QEMU counts: from the stop until it has sent everything
 	Err        string        // why it failed
 	Echo       []Echo
 }
