@@ -183,5 +183,21 @@ func (a *Agent) member() (*member, error) {
 	if m := a.current.Load(); m != nil {
 		return m, nil
 	}
+	if err := a.refuseWhileStarting(); err != nil {
+		return nil, err
+	}
 	return nil, model.Errorf(model.ErrUnavailable, "this node belongs to no cluster: make one with `sauh cluster create NAME`, or join one with `sauh cluster join KEY`")
+}
+
+// refuseWhileStarting tells a node that belongs to no cluster from one whose membership is recorded and does not run: its
+// agent is starting or stopping.
+func (a *Agent) refuseWhileStarting() error {
+	ms, err := loadMembership(a.opts.Paths.membership())
+	if err != nil {
+		return fmt.Errorf("read this node's membership: %w", err)
+	}
+	if ms != nil {
+		return model.Errorf(model.ErrUnavailable, "this node is a member of cluster %s, and its agent is just starting or stopping: try again in a moment", ms.Cluster.Name)
+	}
+	return nil
 }

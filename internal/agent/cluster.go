@@ -310,7 +310,7 @@ func (a *Agent) refuseIfMember() error {
 	if m := a.current.Load(); m != nil {
 		return model.Errorf(model.ErrExists, "this node is already a member of cluster %s as %s: leave it first with `sauh cluster leave`", m.cluster.Name, m.name)
 	}
-	return nil
+	return a.refuseWhileStarting() // or the store of a membership that is about to run would be wiped
 }
 
 // selfNode describes this machine as a node.

@@ -1,0 +1,26 @@
+package agent
+
+import (
+	"os"
+	"testing"
+
+	"sauh.dev/sauh/internal/api"
+	"sauh.dev/sauh/internal/core/model"
+)
+
+func TestAMemberThatIsStartingIsNoFreshNode(t *testing.T) {
+	a := newAgentAt(t)
+	p := a.opts.Paths
+	must(t, os.MkdirAll(p.storeData(), 0o700))
+	must(t, saveJSON(p.membership(), Membership{Node: model.Node{Name: "n1"}, Cluster: model.Cluster{Name: "test"}}))
+	const want = "this node is a member of cluster test, and its agent is just starting or stopping: try again in a moment"
+	c := (*clusterAPI)(a)
+	_, err := c.Status(t.Context())
+	refused(t, err, model.ErrUnavailable, want)
+	refused(t, c.Create(t.Context(), api.CreateClusterRequest{Name: "other"}), model.ErrUnavailable, want)
+	refused(t, c.Join(t.Context(), testKey().encode(), ""), model.ErrUnavailable, want)
+	refused(t, c.Leave(t.Context()), model.ErrUnavailable, want)
+	if _, err := os.Stat(p.storeData()); err != nil {
+		t.Errorf("the store's data: %v", err)
+	}
+}
