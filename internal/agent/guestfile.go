@@ -111,6 +111,9 @@ func (m *member) volumes(conf *pveconf.Guest) (storages []string, local string) 
 
 func volumesOf(conf *pveconf.Guest, all []pveconf.Storage) (storages []string, local string) {
 	for _, d := range conf.Disks() {
+		if d.Volume == "none" {
+			continue // a drive without a medium
+		}
 		name, ok := volumeStorage(d.Volume)
 		if !ok {
 			local = d.Key + " is the file " + d.Volume

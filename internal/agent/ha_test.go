@@ -1,0 +1,420 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"sauh.dev/sauh/internal/core/ha"
+	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/storage"
+	"sauh.dev/sauh/internal/store"
+	"sauh.dev/sauh/internal/sys"
+)
+
+// script is a machine whose step does what the test says.
+type script struct {
+	machine
+	mu     sync.Mutex
+	events []ha.Event // as they were fed
+	steps  []time.Duration
+	views  int
+	cancel context.CancelFunc
+	ended  chan struct{}
+}
+
+// play runs a machine in a bubble. next answers event number i.
+func play(t *testing.T, next func(i int, ev ha.Event) []ha.Action, do func(context.Context, ha.Action) (int64, error), changes ...<-chan struct{}) *script {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	s := &script{cancel: cancel, ended: make(chan struct{})}
+	s.machine = machine{
+		step: func(now time.Duration, ev ha.Event) []ha.Action {
+			s.mu.Lock()
+			s.events, s.steps = append(s.events, ev), append(s.steps, now)
+			i := len(s.events) - 1
+			s.mu.Unlock()
+			return next(i, ev)
+		},
+		view: func() ha.Event {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.views++
+			return ha.View{Revision: int64(s.views)}
+		},
+		do: do, log: func(ha.Action, error) {},
+	}
+	go func() { s.run(ctx, changes...); close(s.ended) }()
+	return s
+}
+
+func (s *script) seen() []ha.Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]ha.Event(nil), s.events...)
+}
+
+func TestEveryActionGetsExactlyOneAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const actions = 100 // more than the loop buffers
+		outcome := func(id model.VMID) error {
+			return []error{
+				nil, store.ErrConflict, fmt.Errorf("start: %w", &lockedError{storage.ErrInUse}),
+				model.Errorf(model.ErrBusy, "busy"), errors.New("it burns"),
+			}[id%5]
+		}
+		s := play(t, func(i int, _ ha.Event) (out []ha.Action) {
+			for id := model.VMID(0); i == 0 && id < actions; id++ {
+				out = append(out, ha.Start{VMID: id})
+			}
+			return out
+		}, func(_ context.Context, a ha.Action) (int64, error) {
+			id := a.(ha.Start).VMID
+			time.Sleep(time.Duration(id%7) * time.Second)
+			return int64(id) + 1000, outcome(id)
+		})
+		time.Sleep(time.Minute)
+		s.cancel()
+		<-s.ended
+		got := map[model.VMID][]ha.Event{}
+		for _, ev := range s.seen() {
+			switch ev := ev.(type) {
+			case ha.ActionDone:
+				got[ev.Action.(ha.Start).VMID] = append(got[ev.Action.(ha.Start).VMID], ev)
+			case ha.ActionFailed:
+				got[ev.Action.(ha.Start).VMID] = append(got[ev.Action.(ha.Start).VMID], ev)
+			}
+		}
+		want := map[model.VMID][]ha.Event{}
+		for id := model.VMID(0); id < actions; id++ {
+			kind := []ha.FailKind{0, ha.FailConflict, ha.FailLocked, ha.FailConflict, ha.FailOther}[id%5]
+			var ev ha.Event = ha.ActionDone{Action: ha.Start{VMID: id}, Revision: int64(id) + 1000}
+			if err := outcome(id); err != nil {
+				ev = ha.ActionFailed{Action: ha.Start{VMID: id}, Kind: kind, Reason: err.Error()}
+			}
+			want[id] = []ha.Event{ev}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
+func TestAViewFollowsEachAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := play(t, func(i int, _ ha.Event) []ha.Action {
+			if i == 0 {
+				return []ha.Action{ha.Stop{VMID: 100}, ha.Stop{VMID: 101}, ha.Stop{VMID: 102}}
+			}
+			return nil
+		}, func(_ context.Context, a ha.Action) (int64, error) {
+			time.Sleep(time.Duration(a.(ha.Stop).VMID) * time.Second)
+			return 0, nil
+		})
+		time.Sleep(time.Hour)
+		s.cancel()
+		<-s.ended
+		var kinds []string
+		for _, ev := range s.seen() {
+			kinds = append(kinds, fmt.Sprintf("%T", ev))
+		}
+		want := []string{"ha.View", "ha.ActionDone", "ha.View", "ha.ActionDone", "ha.View", "ha.ActionDone", "ha.View"}
+		if diff := cmp.Diff(want, kinds); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
+func TestAWakeFiresAndTheNextListReplacesIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		var at []time.Duration
+		s := play(t, func(i int, _ ha.Event) []ha.Action {
+			at = append(at, time.Since(start).Round(time.Second))
+			switch i {
+			case 0, 1:
+				return []ha.Action{ha.Wake{At: sys.BootTime() + 10*time.Second}}
+			case 2: // answered after 5 s, which comes before the wake and cancels it
+				return []ha.Action{ha.Stop{VMID: 100}, ha.Wake{At: sys.BootTime() + time.Minute}}
+			}
+			return nil
+		}, func(context.Context, ha.Action) (int64, error) { time.Sleep(5 * time.Second); return 0, nil })
+		time.Sleep(time.Hour)
+		s.cancel()
+		<-s.ended
+		want := []time.Duration{0, 10 * time.Second, 20 * time.Second, 25 * time.Second, 25 * time.Second}
+		if diff := cmp.Diff(want, at); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
+func TestAWakeThatIsDueDoesNotSpin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := play(t, func(int, ha.Event) []ha.Action { return []ha.Action{ha.Wake{At: 0}} }, nil)
+		time.Sleep(time.Second)
+		s.cancel()
+		<-s.ended
+		if n := len(s.seen()); n < 900 || n > 1100 {
+			t.Errorf("in a second the machine was asked %d times", n)
+		}
+	})
+}
+
+func TestAChangeAsksForAView(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one, two := make(chan struct{}, 1), make(chan struct{}, 1)
+		s := play(t, func(int, ha.Event) []ha.Action { return nil }, nil, one, two)
+		for i, c := range []chan struct{}{one, two, one} {
+			synctest.Wait()
+			if n := len(s.seen()); n != i+1 {
+				t.Errorf("%d views before change %d", n, i+1)
+			}
+			c <- struct{}{}
+		}
+		synctest.Wait()
+		if n := len(s.seen()); n != 4 {
+			t.Errorf("%d views after three changes", n)
+		}
+		s.cancel()
+		<-s.ended
+	})
+}
+
+func TestAMachineWaitsForWhatItHasBegun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		over := false
+		s := play(t, func(i int, _ ha.Event) []ha.Action {
+			if i == 0 {
+				return []ha.Action{ha.Stop{VMID: 100}}
+			}
+			return nil
+		}, func(ctx context.Context, _ ha.Action) (int64, error) {
+			<-ctx.Done()
+			time.Sleep(time.Minute) // the clean-up
+			over = true
+			return 0, ctx.Err()
+		})
+		synctest.Wait()
+		s.cancel()
+		<-s.ended
+		if !over {
+			t.Error("the loop ended before its action")
+		}
+	})
+}
+
+// haNode is a node with a shared storage, an HA resource of its own and one of n2's.
+func haNode(t *testing.T) *node {
+	t.Helper()
+	n := newNode(t)
+	n.storage("nas", "\tshared 1\n")
+	n.put(model.NodePrefix+"n2", string(mustJSON(model.Node{Name: "n2", ID: 2, Votes: 1, MemoryMiB: 4096})))
+	n.put(model.GuestConfigKey("n1", 100), "memory: 256\nvirtio0: nas:100/vm-100-disk-0.raw\n")
+	n.put(model.GuestConfigKey("n2", 200), "memory: 512\nvirtio0: nas:200/vm-200-disk-0.raw\n")
+	n.put(haResourcesKey, "vm: 100\n\tstate started\n\nvm: 200\n\tstate stopped\n\nvm: 300\n\tstate ignored\n\nct: 400\n\tstate started\n")
+	return n
+}
+
+func TestTheManagersViewShowsTheStoreAsOfOneRevision(t *testing.T) {
+	n := haNode(t)
+	n.put(model.ManagerKey, `{"node":"n2","term":4}`)
+	n.put(model.LivePrefix+"n2", `{"boot_id":"b","epoch":3,"seq":1}`)
+	n.put(model.ProtectedPrefix+"100", `{"node":"n1"}`)
+	n.put(model.IntentPrefix+"200", `{"vmid":200,"source":"n2","target":"n1"}`)
+	n.put(model.HAStatusPrefix+"vm:100", `{"state":"started","node":"n1"}`)
+	v := n.m.managerView()
+	rev := func(key string) int64 { kv, _ := n.m.mirror.get(key); return kv.ModRevision }
+	members := map[string]ha.Member{}
+	for _, m := range v.Members {
+		m.Silence, m.Why = 0, ""
+		members[m.Name] = m
+	}
+	v.Members = nil
+	want := ha.View{
+		Revision: n.cluster.Revision(), Quorate: true, Manager: model.Manager{Node: "n2", Term: 4}, ManagerRevision: rev(model.ManagerKey),
+		Resources: map[model.VMID]pveconf.HAState{100: pveconf.HAStarted, 200: pveconf.HAStopped},
+		Guests: []ha.Guest{
+			{VMID: 100, Node: "n1", Revision: rev(model.GuestConfigKey("n1", 100)), MemoryMiB: 256, Storages: []string{"nas"}},
+			{VMID: 200, Node: "n2", Revision: rev(model.GuestConfigKey("n2", 200)), MemoryMiB: 512, Storages: []string{"nas"}},
+		},
+		Protected: map[model.VMID]ha.Protected{100: {Protected: model.Protected{Node: "n1"}, Revision: rev(model.ProtectedPrefix + "100")}},
+		Intents:   map[model.VMID]ha.Intent{200: {Intent: model.Intent{VMID: 200, Source: "n2", Target: "n1"}, Revision: rev(model.IntentPrefix + "200")}},
+		Statuses:  map[model.VMID]ha.StatusRecord{100: {Status: ha.Status{State: ha.StatusStarted, Node: "n1"}, Revision: rev(model.HAStatusPrefix + "vm:100")}},
+	}
+	if diff := cmp.Diff(want, v); diff != "" {
+		t.Error(diff)
+	}
+	n2 := ha.Member{
+		Name: "n2", Revision: rev(model.NodePrefix + "n2"), MemoryMiB: 4096, Storages: []string{"nas"},
+		Live: model.Live{BootID: "b", Epoch: 3, Seq: 1}, LiveRevision: rev(model.LivePrefix + "n2"),
+	}
+	if diff := cmp.Diff(n2, members["n2"]); diff != "" || len(members) != 2 {
+		t.Error(diff)
+	}
+}
+
+func TestAGuestThatOnlyItsNodeCanRunSaysWhy(t *testing.T) {
+	n := haNode(t)
+	n.storage("local", "")
+	for disks, want := range map[string]string{
+		"virtio0: nas:100/a.raw\nscsi1: none,media=cdrom\n":  "",
+		"virtio0: nas:100/a.raw\nvirtio1: local:100/b.raw\n": "virtio1 is on storage local, which is not shared",
+		"virtio0: /dev/sdb\n":                                "virtio0 is the file /dev/sdb",
+	} {
+		conf, err := pveconf.ParseGuest([]byte(disks))
+		must(t, err)
+		if got := n.m.localReason(conf); got != want {
+			t.Errorf("%q: %q, want %q", disks, got, want)
+		}
+	}
+}
+
+// Without these files guests would look unprotected, or tied to their node.
+func TestHADecidesNothingWhileItsConfigurationCannotBeRead(t *testing.T) {
+	for _, key := range []string{haResourcesKey, storageCfgKey} {
+		t.Run(key, func(t *testing.T) {
+			n := haNode(t)
+			good := n.get(key)
+			n.put(key, "not a section\n")
+			if v := n.m.managerView(); v.Quorate {
+				t.Error("the manager decides")
+			}
+			if v := n.m.workerView(); v.Quorate {
+				t.Error("the worker decides")
+			}
+			n.put(key, good)
+			if !n.m.managerView().Quorate || !n.m.workerView().Quorate {
+				t.Error("nothing is decided with readable files either")
+			}
+			n.st.setQuorum(false)
+			if n.m.managerView().Quorate || n.m.workerView().Quorate {
+				t.Error("HA decides without a quorum")
+			}
+		})
+	}
+}
+
+func TestTheWorkersViewShowsThisNodesGuests(t *testing.T) {
+	n := haNode(t)
+	n.runs(100)
+	n.m.procs.setGuarded(100, true)
+	n.runs(777)
+	n.put(model.LivePrefix+"n2", `{"boot_id":"b","epoch":5,"fenced":true}`)
+	n.put(model.LivePrefix+"n3", `{"boot_id":"b","epoch":6}`)
+	unlock, err := n.m.locks.tryLock(100, "start")
+	must(t, err)
+	defer unlock()
+	if v := n.m.workerView(); v.LeaseValid {
+		t.Error("the lease is valid without one")
+	}
+	n.leased(2)
+	v := n.m.workerView()
+	kv, _ := n.m.mirror.get(model.GuestConfigKey("n1", 100))
+	want := ha.LocalView{
+		Revision: n.cluster.Revision(), Quorate: true, LeaseValid: true,
+		Guests:    []ha.Guest{{VMID: 100, Node: "n1", Revision: kv.ModRevision, MemoryMiB: 256, Storages: []string{"nas"}}},
+		Resources: map[model.VMID]pveconf.HAState{100: pveconf.HAStarted, 200: pveconf.HAStopped},
+		Protected: map[model.VMID]ha.Protected{}, Intents: map[model.VMID]ha.Intent{}, Statuses: map[model.VMID]ha.StatusRecord{},
+		Fenced:    map[string]uint64{"n2": 5},
+		Processes: map[model.VMID]ha.Process{100: {Guarded: true}, 777: {}},
+		Busy:      map[model.VMID]string{100: "start"},
+	}
+	if diff := cmp.Diff(want, v); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestAMoveTakesFileAndProtectionAlong(t *testing.T) {
+	n := haNode(t)
+	n.put(model.ProtectedPrefix+"200", `{"node":"n2"}`)
+	n.put(model.LivePrefix+"n2", `{"boot_id":"b","epoch":5,"fenced":true}`)
+	rev := func(key string) int64 { kv, _ := n.m.mirror.get(key); return kv.ModRevision }
+	from, to := model.GuestConfigKey("n2", 200), model.GuestConfigKey("n1", 200)
+	file := n.get(from)
+	good := ha.Move{
+		VMID: 200, From: "n2", To: "n1", LiveRevision: rev(model.LivePrefix + "n2"), ConfigRevision: rev(from),
+		ProtectedRevision: rev(model.ProtectedPrefix + "200"), ToRevision: rev(model.NodePrefix + "n1"),
+	}
+	before := n.dump()
+	for name, change := range map[string]func(*ha.Move){
+		"the node is back":        func(a *ha.Move) { a.LiveRevision-- },
+		"the file changed":        func(a *ha.Move) { a.ConfigRevision-- },
+		"the guest is taken":      func(a *ha.Move) { a.ProtectedRevision-- },
+		"the target was removed":  func(a *ha.Move) { a.ToRevision-- },
+		"the file is not there":   func(a *ha.Move) { a.From = "n3" },
+		"the target has one, too": func(a *ha.Move) { a.VMID, a.From = 100, "n1" },
+	} {
+		a := good
+		change(&a)
+		if _, err := n.m.doManager(t.Context(), a); failKind(err) != ha.FailConflict && !errors.Is(err, model.ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if diff := cmp.Diff(before, n.dump()); diff != "" {
+			t.Fatalf("%s: %s", name, diff)
+		}
+	}
+	got, err := n.m.doManager(t.Context(), good)
+	must(t, err)
+	if got != n.cluster.Revision() {
+		t.Errorf("the answer names revision %d", got)
+	}
+	if n.get(from) != "" || n.get(to) != file || n.get(model.ProtectedPrefix+"200") != `{"node":"n1"}` {
+		t.Errorf("after the move: %v", n.dump().Keys)
+	}
+}
+
+func TestTheRecordGoesBeforeTheGuardIsTold(t *testing.T) {
+	n := haNode(t)
+	g := n.startGuard()
+	rev := n.put(model.ProtectedPrefix+"100", `{"node":"n1"}`)
+	g.answers(func(c guardCall) error {
+		if c.Op == "unprotect" && n.get(model.ProtectedPrefix+"100") != "" {
+			t.Error("the guard lets go of a guest that may still be taken over")
+		}
+		return nil
+	})
+	if _, err := n.m.doWorker(t.Context(), ha.Unacknowledge{VMID: 100, Revision: rev - 1}); !errors.Is(err, store.ErrConflict) {
+		t.Error(err)
+	}
+	if calls := g.calls("unprotect"); len(calls) > 0 {
+		t.Errorf("the guard was told although the record changed: %v", calls)
+	}
+	_, err := n.m.doWorker(t.Context(), ha.Unacknowledge{VMID: 100, Revision: rev})
+	must(t, err)
+	if calls := g.calls("unprotect"); len(calls) != 1 || calls[0].Name != "100" || n.get(model.ProtectedPrefix+"100") != "" {
+		t.Errorf("the guard was told %v", calls)
+	}
+}
+
+func TestAWorkersActionWaitsForNobodysLock(t *testing.T) {
+	n := haNode(t)
+	unlock, err := n.m.locks.tryLock(100, "migration to n2")
+	must(t, err)
+	defer unlock()
+	for _, a := range []ha.Action{ha.Start{VMID: 100}, ha.Stop{VMID: 100}, ha.Discard{VMID: 100}, ha.Acknowledge{VMID: 100, Node: "n1"}, ha.Unacknowledge{VMID: 100}} {
+		if _, err := n.m.doWorker(t.Context(), a); failKind(err) != ha.FailConflict {
+			t.Errorf("%T: %v", a, err)
+		}
+	}
+}
+
+func TestNothingIsDiscardedThatMayBeEntitled(t *testing.T) {
+	n := haNode(t)
+	n.runs(100) // this node's own guest
+	n.runs(200)
+	n.put(model.IntentPrefix+"200", `{"vmid":200,"source":"n2","target":"n1"}`)
+	for _, a := range []ha.Discard{{VMID: 100}, {VMID: 100, Incoming: true}, {VMID: 200}} {
+		if _, err := n.m.doWorker(t.Context(), a); !errors.Is(err, store.ErrConflict) {
+			t.Errorf("%+v: %v", a, err)
+		}
+	}
+}
+
