@@ -417,4 +417,3 @@ func TestNothingIsDiscardedThatMayBeEntitled(t *testing.T) {
 		}
 	}
 }
-

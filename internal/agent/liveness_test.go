@@ -259,6 +259,11 @@ func TestANodeWhoseRecordIsGoneKillsItsGuestsAndStaysAway(t *testing.T) {
 
 func TestOtherNodesRenewalsAreNoted(t *testing.T) {
 	n := newNode(t)
+	slow := shortLease()
+	slow.Renew = 300 * time.Millisecond // three of them are time enough for what follows
+	n.m.live.mu.Lock()
+	n.m.live.observer = lease.NewObserver(slow)
+	n.m.live.mu.Unlock()
 	if n.m.live.online("n2") {
 		t.Error("a node that was never seen is online")
 	}
