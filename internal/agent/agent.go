@@ -87,7 +87,7 @@ func newAgent(ctx context.Context, opts Options) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the boot id: %w", err)
 	}
-	a := &Agent{opts: opts, cfg: cfg, log: opts.Log, boot: boot, host: &hostInfo{probed: make(chan struct{})}}
+	a := &Agent{opts: opts, cfg: cfg, log: opts.Log, boot: boot, host: &hostInfo{probed: make(chan struct{})}, fatal: make(chan error, 1)}
 	a.tasks, err = newTasks(ctx, opts.Paths.tasks(), a.nodeName, opts.Log)
 	if err != nil {
 		return nil, err

@@ -155,9 +155,14 @@ func (m *member) kick() {
 	}
 }
 
-// startMember runs the membership that was recorded at an earlier start.
+// startMember runs the membership that was recorded at an earlier start. A node that was removed while it was off is none after it.
 func (a *Agent) startMember(ctx context.Context, ms *Membership) error {
 	m, err := a.openMember(ctx, ms)
+	if errors.Is(err, etcd.ErrRemoved) {
+		a.log.Warn("this node was removed from the cluster", "cluster", ms.Cluster.Name)
+		a.wipeMembership()
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("start as %s of cluster %s: %w", ms.Node.Name, ms.Cluster.Name, err)
 	}

@@ -114,6 +114,8 @@ type Server struct {
 	commit commitFunc // one attempt of a transaction; tests put faults in front of it
 	idBase string     // prefix of this process' transaction ids
 	slots  chan *slot
+	// peerTLS is what this member shows to others and demands of them.
+	peerTLS transport.TLSInfo
 
 	done     chan struct{} // closed when the member stopped
 	cancel   context.CancelFunc
@@ -148,6 +150,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("start store in %s: %w", cfg.DataDir, err)
 	}
 	s := newServer(cfg.Name, e)
+	s.peerTLS = ec.PeerTLSInfo
 	s.routines.Add(1)
 	go s.supervise()
 	return s, nil
@@ -301,26 +304,14 @@ func (s *Server) supervise() {
 	case <-s.ctx.Done():
 		return // Close
 	}
+	reason := s.endReason(err)
 	s.mu.Lock()
 	if !s.closing {
-		s.err = s.endReason(err)
+		s.err = reason
 		close(s.done)
 	}
 	s.mu.Unlock()
 	s.cancel()
-}
-
-// ErrRemoved means that the member was removed from the cluster, for ever.
-var ErrRemoved = errors.New("this node was removed from the store's members")
-
-func (s *Server) endReason(err error) error {
-	if s.etcd.Server.IsIDRemoved(uint64(s.etcd.Server.MemberID())) {
-		return ErrRemoved
-	}
-	if err != nil {
-		return fmt.Errorf("store stopped: %w", err)
-	}
-	return errors.New("store stopped: the other members refused this one or it could not write its log")
 }
 
 // Done is closed when the member has stopped: by Close, because it was removed, or because it could
