@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
 
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/store"
 )
 
 // memberPoll is how often an operation looks again for a condition that etcd gives no notice of.
@@ -174,10 +175,23 @@ func (s *Server) RemoveMember(ctx context.Context, id string) error {
 		}
 		return err
 	}, rpctypes.ErrUnhealthy)
+	if errors.Is(err, store.ErrClosed) && id == s.MemberID() && s.stoppedAsRemoved(ctx) {
+		return nil // the others refused it before it heard the answer
+	}
 	if err != nil {
 		return fmt.Errorf("remove member %s: %w", id, err)
 	}
 	return nil
+}
+
+// stoppedAsRemoved waits for the end of the member and says whether it was removed.
+func (s *Server) stoppedAsRemoved(ctx context.Context) bool {
+	select {
+	case <-s.done:
+		return errors.Is(s.Err(), ErrRemoved)
+	case <-ctx.Done():
+		return false
+	}
 }
 
 func parseID(id string) (uint64, error) {

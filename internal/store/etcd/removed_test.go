@@ -27,3 +27,22 @@ func TestAMemberThatWasRemovedWhileItWasOffLearnsItWhenItIsBack(t *testing.T) {
 		t.Errorf("Err: %v, want ErrRemoved", err)
 	}
 }
+
+func TestAMemberCanRemoveItself(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	c.start(t, 0, 1, 2)
+	for i := range 3 {
+		eventually(t, "a leader", 10*time.Second, c.servers[i].Quorate)
+	}
+	s := c.servers[2]
+	if s.Leader() == s.MemberID() {
+		if err := s.TransferLeadership(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.RemoveMember(t.Context(), s.MemberID()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "two voters", 5*time.Second, func() bool { return names(t, c.servers[0]) == "n1, n2" })
+}
