@@ -259,15 +259,14 @@ func (d *demo) tearDown(ctx context.Context) error {
 }
 
 func (d *demo) sayHowToLook() {
-	n := d.room.Name()
 	fmt.Fprintf(d.Stdout, `
 The room stays up. Look at it with
-  sauh lab --name %[1]s status
-  sauh lab --name %[1]s exec n1 -- sauh cluster status
-  sauh lab --name %[1]s exec n1 -- sauh vm list
-  sauh lab --name %[1]s power n2 off
+  %[1]s status
+  %[1]s exec n1 -- sauh cluster status
+  %[1]s exec n1 -- sauh vm list
+  %[1]s power n2 off
   less %[2]s
 and remove it with
-  sauh lab --name %[1]s down
-`, n, filepath.Join(d.room.Log("n1"), "sauh-agent.log"))
+  %[1]s down
+`, os.Args[0]+" lab --name "+d.room.Name(), filepath.Join(d.room.Log("n1"), "sauh-agent.log"))
 }

@@ -124,7 +124,7 @@ func failoverChart(fo Failover) template.HTML {
 	}
 	c := newCanvas(w, h, "Echo of "+fo.Guest+" around the power cut of "+fo.Node)
 	lo, hi := (fo.Echo[0].At - fo.Cut).Seconds(), (fo.Echo[len(fo.Echo)-1].At - fo.Cut).Seconds()
-	f := newFrame(c, w, h, margins{84, 16, 40, 48}, scale{lo: math.Floor(lo), hi: max(math.Ceil(hi), 1)}, trips())
+	f := newFrame(c, w, h, margins{84, 16, 40, 48}, scale{lo: math.Floor(lo), hi: max(math.Ceil(hi), fo.AnswerLimit.Seconds()+3, 1)}, trips())
 	f.yAxis(4, "")
 	c.text("name s", 2, f.y.to-8, "round trip, ms")
 	stages(f, fo)

@@ -115,8 +115,9 @@ func (f frame) poll(y, h float64, p Poll) {
 			class = "warn"
 		}
 	}
-	w := max((f.x.to-f.x.from)/(f.x.hi-f.x.lo)*0.8, 1)
-	f.rect("poll "+class, f.x.at(p.At.Seconds()), y, w, h, fmt.Sprintf("%s at %.1f s: %s", p.Node, p.At.Seconds(), word))
+	x := f.x.at(p.At.Seconds())
+	w := min(max((f.x.to-f.x.from)/(f.x.hi-f.x.lo)*0.8, 1), f.x.to-x)
+	f.rect("poll "+class, x, y, w, h, fmt.Sprintf("%s at %.1f s: %s", p.Node, p.At.Seconds(), word))
 }
 
 // hole: two samples that are further apart are not connected.
