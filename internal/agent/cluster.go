@@ -250,6 +250,11 @@ func (m *member) dropNode(ctx context.Context, node string) error {
 	}
 	self := node == m.name
 	if self {
+		m.leaving.Store(true)
+		defer m.leaving.Store(false)
+		if busy := m.locks.holders(); len(busy) > 0 {
+			return model.Errorf(model.ErrBusy, "guests are being worked on here (%v): wait until that is done", busy)
+		}
 		m.live.pause() // no renewal may cross the transaction below
 		defer m.live.resume()
 		if m.st.LeaderName() == m.name {

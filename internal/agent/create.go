@@ -179,23 +179,19 @@ func (m *member) create(ctx context.Context, id model.VMID, plan *newGuest, t *t
 	return writeError("create guest "+id.String(), err)
 }
 
-// createdAfterAll finds out whether a transaction whose answer was lost was committed. While nobody knows,
-// the volumes are kept: a guest without its disks is worse than a volume without a guest.
+// createdAfterAll finds out whether a transaction whose answer was lost was committed. While nobody knows, and
+// a late commit is always possible, the volumes are kept: a guest without its disks is worse than a volume without a guest.
 func (m *member) createdAfterAll(ctx context.Context, id model.VMID, want []byte, made []storage.Volume, t *task) error {
 	var kv store.KV
 	err := retryNoQuorum(ctx, startDeadline, func() (err error) {
 		kv, err = m.st.Get(ctx, model.GuestConfigKey(m.name, id), store.Linearizable)
 		return err
 	})
-	switch {
-	case err == nil && bytes.Equal(kv.Value, want):
+	if err == nil && bytes.Equal(kv.Value, want) {
 		return nil
-	case errors.Is(err, store.ErrNotFound):
-		m.deleteVolumes(made)
-	default:
-		for _, v := range made {
-			t.logf("WARN: volume %s is kept: whether guest %s was created is not known yet", v.ID, id)
-		}
+	}
+	for _, v := range made {
+		t.logf("WARN: volume %s is kept: it is not certain that guest %s was not created", v.ID, id)
 	}
 	return &keepVolumes{writeError("create guest "+id.String(), store.ErrNoQuorum)}
 }

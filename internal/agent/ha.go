@@ -325,7 +325,11 @@ func (m *member) workerView() ha.LocalView {
 			v.Fenced[name] = l.Value.Epoch
 		}
 	}
+	groups, known := m.live.guarded(m.ctx)
 	for id, p := range m.procs.list() {
+		if known {
+			p.guarded.Store(groups[id.String()])
+		}
 		hp := ha.Process{Guarded: p.guarded.Load()}
 		if p.incoming.Load() {
 			hp.State = ha.ProcessIncoming
@@ -364,12 +368,13 @@ func (m *member) underLock(id model.VMID, what string, f func() (int64, error)) 
 }
 
 func (m *member) doAcknowledge(ctx context.Context, a ha.Acknowledge) (int64, error) {
+	at := m.term()
 	f, err := m.ownGuestFile(a.VMID)
 	if err != nil {
 		return 0, err
 	}
 	if m.procs.get(a.VMID) != nil {
-		if err := m.guardGuest(ctx, a.VMID, f.conf); err != nil {
+		if err := m.guardGuest(ctx, a.VMID, f.conf, at); err != nil {
 			return 0, err
 		}
 	}
@@ -411,6 +416,9 @@ func (m *member) doStop(ctx context.Context, a ha.Stop) error {
 	upid := m.agent.tasks.start("hastop", a.VMID.String(), func(ctx context.Context, t *task) error {
 		t.logf("%s", a.Why())
 		if err := p.shutdown(ctx, shutdownPatience); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err() // the agent ends or the task was cancelled: no reason to cut the guest's power
+			}
 			t.logf("%v: stopping it", err)
 			if err := p.endNow(ctx); err != nil {
 				return err

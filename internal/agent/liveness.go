@@ -115,7 +115,7 @@ func (l *liveness) resume() {
 // run keeps the record alive until ctx is done.
 func (l *liveness) run(ctx context.Context) {
 	r := lease.NewRenewer(l.params, lease.Identity{
-		BootID: l.m.agent.boot, Online: time.Now().Unix(), MinEpoch: l.guardEpoch(ctx),
+		BootID: l.m.agent.boot, Online: time.Now().Unix(), MinEpoch: l.firstEpoch(ctx),
 	})
 	var ev lease.Event = lease.Tick{}
 	for ctx.Err() == nil {
@@ -252,6 +252,22 @@ func (l *liveness) killBefore(ctx context.Context, epoch uint64) {
 	}
 }
 
+// killAll ends every protected guest of a node that is no member any more: others may have taken them over.
+func (l *liveness) killAll() {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(l.m.ctx), 2*killDeadline)
+	defer cancel()
+	var s guard.Status
+	err := l.ask(ctx, func(ctx context.Context, g *guard.Client) (err error) {
+		s, err = g.Status(ctx)
+		return err
+	})
+	if err != nil {
+		l.m.log.Error("the guard does not answer: it freezes what is left at the end of the lease", "err", err)
+		return
+	}
+	l.killBefore(ctx, s.Epoch+1)
+}
+
 // client returns the connection to the guard, making it if need be.
 func (l *liveness) client(ctx context.Context) (*guard.Client, error) {
 	l.mu.Lock()
@@ -298,17 +314,23 @@ func (l *liveness) ask(ctx context.Context, f func(context.Context, *guard.Clien
 	return err
 }
 
-func (l *liveness) guardEpoch(ctx context.Context) uint64 {
-	var epoch uint64
-	err := l.ask(ctx, func(ctx context.Context, g *guard.Client) error {
-		s, err := g.Status(ctx)
-		epoch = s.Epoch
-		return err
-	})
-	if err != nil {
-		l.m.log.Warn("the guard does not answer", "err", err)
+// firstEpoch is the epoch for a record that does not exist: above that of every group that the guard
+// still has, and above those of an earlier membership of this name, whose traces may lie on storages. It waits for the guard.
+func (l *liveness) firstEpoch(ctx context.Context) uint64 {
+	for ctx.Err() == nil {
+		var s guard.Status
+		err := l.ask(ctx, func(ctx context.Context, g *guard.Client) (err error) {
+			s, err = g.Status(ctx)
+			return err
+		})
+		if err == nil {
+			kv, _ := l.m.mirror.get(model.NodePrefix + l.m.name)
+			return max(s.Epoch+1, uint64(kv.CreateRevision))
+		}
+		l.m.log.Warn("the guard does not answer, so this node does not count as alive", "err", err)
+		sleep(ctx, l.params.Renew)
 	}
-	return epoch
+	return 0
 }
 
 func (l *liveness) guardStatus(ctx context.Context) api.GuardStatus {
@@ -332,18 +354,18 @@ func (l *liveness) guardStatus(ctx context.Context) api.GuardStatus {
 	return out
 }
 
-// guarded lists the guests that the guard has in its care, as of now.
-func (l *liveness) guarded(ctx context.Context) map[string]bool {
-	out := map[string]bool{}
+// guarded lists the guests that the guard has in its care, as of now; ok is false when it does not answer.
+func (l *liveness) guarded(ctx context.Context) (groups map[string]bool, ok bool) {
+	groups = map[string]bool{}
 	err := l.ask(ctx, func(ctx context.Context, g *guard.Client) error {
 		s, err := g.Status(ctx)
 		for _, x := range s.Groups {
-			out[x.Name] = x.State != lease.Killing
+			groups[x.Name] = x.State != lease.Killing
 		}
 		return err
 	})
 	if err != nil {
 		l.m.log.Warn("the guard does not answer", "err", err)
 	}
-	return out
+	return groups, err == nil
 }

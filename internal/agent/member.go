@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"sauh.dev/sauh/internal/agent/move"
@@ -68,6 +69,8 @@ type member struct {
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
 	servers []*http.Server
+
+	leaving atomic.Bool // nothing may come here any more
 
 	mu         sync.Mutex
 	transports map[string]*http.Transport // guarded by mu
@@ -214,6 +217,7 @@ func (a *Agent) watchMembership(m *member) {
 // dissolve ends a membership for good.
 func (a *Agent) dissolve(m *member) {
 	a.current.Store(nil)
+	m.live.killAll()
 	m.close()
 	a.wipeMembership()
 }

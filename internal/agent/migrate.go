@@ -81,16 +81,12 @@ func (m *member) startIncoming(ctx context.Context, r move.StartRequest) (move.Q
 		return nil, err
 	}
 	spec.Incoming, spec.Paused = true, true
-	if r.Protected {
-		if err := m.guardGuest(ctx, r.VMID, conf); err != nil {
-			return nil, err
-		}
+	if err := m.prepareGroup(ctx, r.VMID, conf, r.Protected, m.term()); err != nil {
+		return nil, err
 	}
 	p, err := m.startQEMU(ctx, spec)
 	if err != nil {
-		if r.Protected {
-			m.unguard(context.WithoutCancel(ctx), r.VMID)
-		}
+		m.dropGroup(context.WithoutCancel(ctx), r.VMID, r.Protected)
 		return nil, err
 	}
 	m.procs.add(r.VMID, newProc(p, r.Protected, true))
@@ -107,7 +103,13 @@ func (m *member) protectIncoming(ctx context.Context, id model.VMID) error {
 	if err != nil {
 		return err
 	}
-	return m.guardGuest(ctx, id, conf)
+	return m.guardGuest(ctx, id, conf, m.term())
+}
+
+// term is the lease as it is now, for those whose transaction compares the epoch.
+func (m *member) term() term {
+	epoch, ok := m.live.valid()
+	return term{epoch, ok}
 }
 
 // readyFor says why a guest must not go on here now.
@@ -119,8 +121,10 @@ func (m *member) readyFor(_ context.Context, id model.VMID) error {
 }
 
 // migrationIn ends what servePrepare has begun.
-func (m *member) migrationIn(id model.VMID, _ bool, _ string) {
-	m.settled(id)
+func (m *member) migrationIn(id model.VMID, owner bool, _ string) {
+	if p := m.procs.get(id); owner && p != nil {
+		p.incoming.Store(false) // also if its user had paused it before
+	}
 	m.mu.Lock()
 	unlock := m.arriving[id]
 	delete(m.arriving, id)
@@ -130,16 +134,11 @@ func (m *member) migrationIn(id model.VMID, _ bool, _ string) {
 	}
 }
 
-// settled notes whether an incoming guest has come to run.
-func (m *member) settled(id model.VMID) {
-	p := m.procs.get(id)
-	if p != nil && p.incoming.Load() && !m.procs.neverRan(m.ctx, p.Process) {
-		p.incoming.Store(false)
-	}
-}
-
 // servePrepare is the target's answer to a source; the guest's lock is held until the migration ended here.
 func servePrepare(ctx context.Context, m *member, peer string, r move.PrepareRequest) (move.PrepareAnswer, error) {
+	if m.leaving.Load() {
+		return move.PrepareAnswer{}, model.Errorf(model.ErrUnavailable, "node %s is leaving the cluster", m.name)
+	}
 	unlock, err := m.locks.tryLock(r.VMID, "arriving from "+peer)
 	if err != nil {
 		return move.PrepareAnswer{}, err
@@ -218,6 +217,9 @@ func (m *member) migrateOnline(ctx context.Context, id model.VMID, target string
 
 // migrateOffline moves the file of a guest that does not run.
 func (m *member) migrateOffline(ctx context.Context, id model.VMID, target string, t *task) error {
+	if m.procs.get(id) != nil {
+		return model.Errorf(model.ErrBusy, "guest %s was started meanwhile: move it with --online", id)
+	}
 	o, err := m.readOwnership(ctx, id, m.name)
 	if err != nil {
 		return err
@@ -372,7 +374,9 @@ func (m *member) settle(ctx context.Context, id model.VMID) {
 			v, err := move.Recover(ctx, m.targetDeps(), id)
 			if err == nil || errors.Is(err, model.ErrNotFound) {
 				m.log.Info("interrupted migration settled", "vmid", id, "verdict", v)
-				m.settled(id)
+				if p := m.procs.get(id); p != nil {
+					p.incoming.Store(m.procs.neverRan(ctx, id, p.Process))
+				}
 				return
 			}
 			m.log.Warn("interrupted migration not settled yet", "vmid", id, "err", err)

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"sauh.dev/sauh/internal/agent/move"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/guard"
 	"sauh.dev/sauh/internal/network"
@@ -50,24 +51,39 @@ func (ps *procs) adoptAll(ctx context.Context) {
 		ps.m.log.Error("running guests cannot be listed", "err", err)
 		return
 	}
-	guarded := ps.m.live.guarded(ctx)
+	guarded, _ := ps.m.live.guarded(ctx)
+	var wg sync.WaitGroup
 	for _, id := range ids {
-		p, err := qemu.Adopt(ctx, dir, id)
-		if err != nil {
-			ps.m.log.Warn("guest not adopted", "vmid", id, "err", err)
-			continue
+		wg.Go(func() { ps.adopt(ctx, dir, id, guarded[id.String()]) })
+	}
+	wg.Wait()
+	for name := range guarded {
+		if id, err := model.ParseVMID(name); err == nil && ps.get(id) == nil {
+			ps.m.unguard(ctx, id) // it ended while no agent looked; kept, it would freeze or reset for nothing
 		}
-		ps.m.log.Info("guest adopted", "vmid", id, "pid", p.PID())
-		ps.add(id, newProc(p, guarded[id.String()], p.Spec().Incoming && ps.neverRan(ctx, p)))
 	}
 }
 
-// neverRan reports whether an incoming QEMU still waits to be continued.
-func (ps *procs) neverRan(ctx context.Context, p *qemu.Process) bool {
+func (ps *procs) adopt(ctx context.Context, dir string, id model.VMID, guarded bool) {
+	p, err := qemu.Adopt(ctx, dir, id)
+	if err != nil {
+		ps.m.log.Warn("guest not adopted", "vmid", id, "err", err)
+		return
+	}
+	ps.m.log.Info("guest adopted", "vmid", id, "pid", p.PID())
+	ps.add(id, newProc(p, guarded, p.Spec().Incoming && ps.neverRan(ctx, id, p)))
+}
+
+// neverRan reports whether an incoming QEMU still waits for its guest, or has it
+// and no agent has settled yet whose it is: then the migration's note is there.
+func (ps *procs) neverRan(ctx context.Context, id model.VMID, p *qemu.Process) bool {
+	if _, err := (move.DirNotes{Dir: ps.m.agent.opts.Paths.qemuRun()}).Load(id); err == nil {
+		return true
+	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	s, err := p.Status(ctx)
-	return err == nil && !s.Running
+	return err == nil && s.Status == "inmigrate"
 }
 
 // add keeps a process until it ends.

@@ -88,6 +88,9 @@ func (m *member) startGuest(ctx context.Context, r startRequest) error {
 	if err := m.agent.host.awaitAccel(ctx); err != nil {
 		return err
 	}
+	// The epoch first: if the node is fenced after this, the guard refuses it, so what is read below still holds
+	// when the guard has taken the guest.
+	epoch, leased := m.live.valid()
 	o, err := m.readOwnership(ctx, r.id, m.name)
 	if err != nil {
 		return err
@@ -112,10 +115,14 @@ func (m *member) startGuest(ctx context.Context, r startRequest) error {
 	for _, key := range pveconf.Unsupported(conf) {
 		r.log("WARN: %s is kept but has no effect in this version", key)
 	}
-	if err := m.writePills(ctx, conf, r.pills); err != nil {
-		return err
-	}
-	return m.launch(ctx, r.id, conf, spec, o)
+	m.writePills(ctx, conf, r.pills)
+	return m.launch(ctx, conf, spec, o, term{epoch, leased})
+}
+
+// term is the node's lease as it was at one moment.
+type term struct {
+	epoch uint64
+	valid bool
 }
 
 // startOnBoot starts this node's guests with onboot 1 once after each boot of the machine, as soon as there is a
@@ -148,26 +155,23 @@ func (m *member) startOnBoot(ctx context.Context) {
 	}
 }
 
-// launch protects the guest if it must be, makes its network ready and starts QEMU.
-func (m *member) launch(ctx context.Context, id model.VMID, conf *pveconf.Guest, spec qemu.Spec, o ownership) error {
+// launch protects the guest if it must be, makes its network ready and starts QEMU. at is the lease from before o was read.
+func (m *member) launch(ctx context.Context, conf *pveconf.Guest, spec qemu.Spec, o ownership, at term) error {
+	id := spec.VMID
 	mine := o.protected.Revision != 0 && o.protected.Value.Node == m.name
 	protect := mine || o.state != "" && m.localReason(conf) == ""
-	if protect {
-		if err := m.guardGuest(ctx, id, conf); err != nil {
+	if err := m.prepareGroup(ctx, id, conf, protect, at); err != nil {
+		return err
+	}
+	if protect && !mine {
+		if _, err := m.acknowledge(ctx, id, o.protected.Revision, o.conf.ModRevision); err != nil {
+			m.dropGroup(ctx, id, protect)
 			return err
-		}
-		if !mine {
-			if _, err := m.acknowledge(ctx, id, o.protected.Revision, o.conf.ModRevision); err != nil {
-				m.unguard(ctx, id)
-				return err
-			}
 		}
 	}
 	p, err := m.startQEMU(ctx, spec)
 	if err != nil {
-		if protect {
-			m.unguard(context.WithoutCancel(ctx), id)
-		}
+		m.dropGroup(context.WithoutCancel(ctx), id, protect)
 		if errors.Is(err, storage.ErrInUse) {
 			return &lockedError{err}
 		}
@@ -175,6 +179,27 @@ func (m *member) launch(ctx context.Context, id model.VMID, conf *pveconf.Guest,
 	}
 	m.procs.add(id, newProc(p, protect, spec.Incoming))
 	return nil
+}
+
+// prepareGroup makes the cgroup of a guest: by the guard, if the guest is protected, and by nobody else then.
+func (m *member) prepareGroup(ctx context.Context, id model.VMID, conf *pveconf.Guest, protect bool, at term) error {
+	if protect {
+		return m.guardGuest(ctx, id, conf, at)
+	}
+	if err := sys.Cgroup(m.agent.opts.Paths.cgroupOf(id.String())).Create(); err != nil {
+		return fmt.Errorf("cgroup of guest %s: %w", id, err)
+	}
+	return nil
+}
+
+// dropGroup undoes prepareGroup.
+func (m *member) dropGroup(ctx context.Context, id model.VMID, protect bool) {
+	if protect {
+		m.unguard(ctx, id)
+	}
+	if err := sys.Cgroup(m.agent.opts.Paths.cgroupOf(id.String())).Remove(); err != nil {
+		m.log.Debug("cgroup not removed", "vmid", id, "err", err)
+	}
 }
 
 // startQEMU makes the taps and starts the process; nothing is left when it fails.
@@ -239,13 +264,12 @@ func (r resolver) Machine(ctx context.Context, name string) (string, error) {
 	return qemu.ResolveMachine(ctx, name)
 }
 
-// guardGuest puts a guest's cgroup under the guard, which refuses without a valid lease.
-func (m *member) guardGuest(ctx context.Context, id model.VMID, conf *pveconf.Guest) error {
-	epoch, ok := m.live.valid()
-	if !ok {
+// guardGuest puts a guest's cgroup under the guard, which refuses without a valid lease and for another epoch than the current one.
+func (m *member) guardGuest(ctx context.Context, id model.VMID, conf *pveconf.Guest, at term) error {
+	if !at.valid {
 		return model.Errorf(model.ErrNoQuorum, "guest %s is protected and %s holds no valid lease: it may not run here until the node can renew it (see `sauh cluster status`)", id, m.name)
 	}
-	g := lease.Group{Name: id.String(), Cgroup: m.agent.opts.Paths.cgroupOf(id.String()), Epoch: epoch, OnDeadline: lease.FreezeGroup}
+	g := lease.Group{Name: id.String(), Cgroup: m.agent.opts.Paths.cgroupOf(id.String()), Epoch: at.epoch, OnDeadline: lease.FreezeGroup}
 	names, _ := m.volumes(conf)
 	slices.Sort(names)
 	for _, name := range slices.Compact(names) {
@@ -256,12 +280,9 @@ func (m *member) guardGuest(ctx context.Context, id model.VMID, conf *pveconf.Gu
 		if d.Features().LateWrites {
 			g.OnDeadline = lease.ResetMachine
 		}
-		if pill := d.Pill(m.name); pill != "" {
+		if pill := d.Pill(m.pillName(m.name)); pill != "" {
 			g.Pills = append(g.Pills, pill)
 		}
-	}
-	if err := sys.Cgroup(g.Cgroup).Create(); err != nil {
-		return fmt.Errorf("cgroup of guest %s: %w", id, err)
 	}
 	err := m.live.ask(ctx, func(ctx context.Context, c *guard.Client) error { return c.Protect(ctx, g) })
 	if err != nil {
@@ -281,28 +302,48 @@ func (m *member) acknowledge(ctx context.Context, id model.VMID, protectedRev, c
 	return rev, writeError("protect guest "+id.String(), err)
 }
 
+// pillName is a node's name in pills: two clusters may share a storage and the names of their nodes.
+func (m *member) pillName(node string) string { return m.cluster.UUID + "-" + node }
+
+// pillDeadline bounds the writing of all pills: they only hasten the release of an image's lock, so a storage that
+// does not take them must not keep a guest from starting.
+const pillDeadline = 2 * time.Second
+
 // writePills tells the guards of nodes that were fenced, through the guest's
 // shared storages, to kill what they froze: it may hold the image's lock.
-func (m *member) writePills(ctx context.Context, conf *pveconf.Guest, pills []ha.Pill) error {
+func (m *member) writePills(ctx context.Context, conf *pveconf.Guest, pills []ha.Pill) {
 	names, _ := m.volumes(conf)
 	slices.Sort(names)
-	for _, name := range slices.Compact(names) {
-		d, err := m.driver(name)
-		if err != nil {
-			return err
-		}
-		for _, p := range pills {
-			path := d.Pill(p.Node)
-			if path == "" {
-				continue
-			}
-			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-				return fmt.Errorf("fence %s on storage %s: %w", p.Node, name, err)
-			}
-			if err := writeFile(path, lease.FormatPill(p.Epoch), 0o600); err != nil {
-				return fmt.Errorf("fence %s on storage %s: %w", p.Node, name, err)
+	done := make(chan struct{})
+	m.wg.Go(func() {
+		defer close(done)
+		for _, name := range slices.Compact(names) {
+			for _, p := range pills {
+				if err := m.writePill(name, p); err != nil {
+					m.log.Warn("a fenced node is not told through the storage", "node", p.Node, "storage", name, "err", err)
+				}
 			}
 		}
+	})
+	select {
+	case <-done:
+	case <-ctx.Done():
+	case <-time.After(pillDeadline):
+		m.log.Warn("a storage does not take the pills for fenced nodes", "storages", names)
 	}
-	return ctx.Err()
+}
+
+func (m *member) writePill(storageName string, p ha.Pill) error {
+	d, err := m.driver(storageName)
+	if err != nil {
+		return err
+	}
+	path := d.Pill(m.pillName(p.Node))
+	if path == "" {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	return writeFile(path, lease.FormatPill(p.Epoch), 0o600)
 }

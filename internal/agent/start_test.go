@@ -18,6 +18,7 @@ import (
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/core/pveconf"
 	"sauh.dev/sauh/internal/guard"
 	"sauh.dev/sauh/internal/qemu"
 	"sauh.dev/sauh/internal/storage"
@@ -70,6 +71,9 @@ func startNode(t *testing.T) (*node, *fakeGuard, *diary) {
 	g.answers(func(c guardCall) error {
 		if c.Op != "status" {
 			d.note("guard " + c.Op)
+		}
+		if c.Op == "protect" { // the guard, and nobody else, makes a protected guest's cgroup
+			return os.MkdirAll(c.Group.Cgroup, 0o700)
 		}
 		return nil
 	})
@@ -169,7 +173,7 @@ func TestAProtectedGuestIsUnderTheGuardBeforeQEMURuns(t *testing.T) {
 	for _, name := range []string{"nas", "safe"} {
 		drv, err := n.m.driver(name)
 		must(t, err)
-		want.Pills = append(want.Pills, drv.Pill("n1"))
+		want.Pills = append(want.Pills, drv.Pill(n.m.pillName("n1")))
 	}
 	if diff := cmp.Diff(&want, g.calls("protect")[0].Group); diff != "" {
 		t.Error(diff)
@@ -295,7 +299,7 @@ func TestPillsAreWrittenToEachSharedStorageBeforeTheStart(t *testing.T) {
 		drv, err := n.m.driver(name)
 		must(t, err)
 		for _, node := range []string{"n1", "n2", "n3"} {
-			data, err := os.ReadFile(drv.Pill(node))
+			data, err := os.ReadFile(drv.Pill(n.m.pillName(node)))
 			if epoch, ok := lease.ParsePill(data); err == nil && ok {
 				got[name+" "+node] = epoch
 			}
@@ -454,4 +458,26 @@ func TestARealGuestRunsUnderARealGuard(t *testing.T) {
 	if n.m.procs.get(100) != nil {
 		t.Error("a stopped guest is still there")
 	}
+}
+
+// A node that is fenced and registers again while a start is under way must not run what it read before.
+func TestAStartUsesTheEpochFromBeforeItReadWhoseTheGuestIs(t *testing.T) {
+	n, g, d := startNode(t)
+	n.storage("nas", "\tshared 1\n\tlate-writes no\n")
+	n.put(model.GuestConfigKey("n1", 100), "memory: 32\nvirtio0: "+n.allocate("nas", 100)+"\n")
+	n.put(haResourcesKey, "vm: 100\n")
+	n.leased(3)
+	epoch, ok := n.m.live.valid()
+	o, err := n.m.readOwnership(t.Context(), 100, "n1")
+	must(t, err)
+	n.leased(4) // fenced and back
+	conf, err := pveconf.ParseGuest(o.conf.Value)
+	must(t, err)
+	spec, err := n.m.spec(t.Context(), 100, conf)
+	must(t, err)
+	_ = n.m.launch(t.Context(), conf, spec, o, term{epoch, ok})
+	if got := g.calls("protect")[0].Group.Epoch; got != 3 {
+		t.Errorf("the guard was asked to take the guest under epoch %d, want 3, which it refuses", got)
+	}
+	d.take()
 }

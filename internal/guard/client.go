@@ -11,6 +11,7 @@ import (
 
 	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/sys"
 )
 
 // Client talks to the guard of this node. Each call opens a connection of its
@@ -70,6 +71,9 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 }
 
 func (c *Client) call(ctx context.Context, req request) (response, error) {
+	if at, ok := ctx.Deadline(); ok {
+		req.NotAfterNS = int64(sys.BootTime() + time.Until(at))
+	}
 	r, err := c.exchange(ctx, req)
 	if err == nil {
 		return r, r.err()

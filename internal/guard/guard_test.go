@@ -238,3 +238,14 @@ func TestACallWithoutAGuardSaysHowToStartOne(t *testing.T) {
 		t.Errorf("Dial() = %v", err)
 	}
 }
+
+func TestARequestWhoseCallerGaveUpIsRefused(t *testing.T) {
+	r := startRig(t)
+	r.renew(1)
+	must(t, r.client.Protect(t.Context(), lease.Group{Name: "100", Epoch: 1, OnDeadline: lease.FreezeGroup}))
+	_, err := r.client.exchange(t.Context(), request{Op: "unprotect", Name: "100", NotAfterNS: 1})
+	must(t, err)
+	if got := r.state("100"); got != lease.Running {
+		t.Errorf("after a late unprotect the group is %q, want it still protected", got)
+	}
+}

@@ -283,6 +283,10 @@ func (l *loop) answerFences() {
 
 // handle carries out one request.
 func (l *loop) handle(c call) {
+	if c.req.NotAfterNS != 0 && int64(l.cfg.now()) > c.req.NotAfterNS {
+		c.reply <- refuse(model.Errorf(model.ErrUnavailable, "the request came too late: its caller has given up"))
+		return
+	}
 	var err error
 	switch c.req.Op {
 	case "renew":

@@ -25,6 +25,9 @@ type request struct {
 	Group *lease.Group `json:"group,omitempty"`
 	// Name is for unprotect.
 	Name string `json:"name,omitempty"`
+	// NotAfterNS is when the caller gives up, on CLOCK_BOOTTIME, 0 for never. A request that is read later is
+	// refused: connections have no order, and a late unprotect must not undo a newer protect.
+	NotAfterNS int64 `json:"not_after_ns,omitempty"`
 }
 
 type response struct {

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"path/filepath"
+	"sauh.dev/sauh/internal/sys"
 	"testing"
 	"time"
 
@@ -23,7 +24,11 @@ func TestAGuestMovesBetweenTwoProcessesWithOneImage(t *testing.T) {
 	}
 	spec := there.spec(100)
 	spec.Incoming = true
-	target, err := Start(t.Context(), spec, filepath.Join(b.cgroup, "target"))
+	group := filepath.Join(b.cgroup, "target")
+	if err := sys.Cgroup(group).Create(); err != nil {
+		t.Fatal(err)
+	}
+	target, err := Start(t.Context(), spec, group)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,7 +37,8 @@ type state struct {
 }
 
 // Start runs QEMU detached: in a session of its own, without a parent, inside
-// cgroupDir (made if need be, and this guest's alone) from its first instruction. When it returns,
+// cgroupDir from its first instruction. The cgroup is this guest's alone and must exist: for a protected guest the
+// guard made it, and one that the guard has removed again means that the guest may not run. When it returns,
 // QEMU has opened its disks and its monitor answers; with Spec.Paused or Spec.Incoming the guest does not run yet.
 //
 // The error is a sentence. model.ErrBusy (storage.ErrInUse is the same): the guest runs here
@@ -60,28 +61,22 @@ func Start(ctx context.Context, s Spec, cgroupDir string) (*Process, error) {
 	if err := clearOld(ctx, s.RunDir, s.VMID, cgroupDir); err != nil {
 		return nil, err
 	}
-	_, err = os.Stat(cgroupDir)
-	made := errors.Is(err, fs.ErrNotExist)
 	p, err := launch(ctx, s, cgroupDir)
 	if err != nil {
-		return nil, undo(ctx, s, cgroupDir, made, err)
+		return nil, undo(ctx, s, cgroupDir, err)
 	}
 	return p, nil
 }
 
 // undo kills what a start that went wrong has begun. A cgroup that was there
 // before stays: the guard may have put its mark on it.
-func undo(ctx context.Context, s Spec, cgroupDir string, made bool, cause error) error {
+func undo(ctx context.Context, s Spec, cgroupDir string, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
 	if err := killCgroup(ctx, cgroupDir); err != nil {
 		return errors.Join(cause, fmt.Errorf("clean up after it: %w", err))
 	}
-	err := removeFiles(s.RunDir, s.VMID)
-	if made {
-		err = errors.Join(err, sys.Cgroup(cgroupDir).Remove())
-	}
-	if err != nil {
+	if err := removeFiles(s.RunDir, s.VMID); err != nil {
 		return errors.Join(cause, err)
 	}
 	return cause
@@ -153,8 +148,8 @@ func launch(ctx context.Context, s Spec, cgroupDir string) (*Process, error) {
 	if err := writeState(st); err != nil {
 		return nil, err
 	}
-	if err := sys.Cgroup(cgroupDir).Create(); err != nil {
-		return nil, fmt.Errorf("start guest %s: %w", s.VMID, err)
+	if _, err := os.Stat(cgroupDir); err != nil {
+		return nil, model.Errorf(model.ErrUnavailable, "guest %s cannot start: its cgroup %s is not there (any more): nobody allows it to run", s.VMID, cgroupDir)
 	}
 	if err := run(ctx, s, cgroupDir); err != nil {
 		return nil, err

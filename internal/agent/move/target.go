@@ -100,11 +100,12 @@ func (t *Target) begin(r PrepareRequest) (*target, error) {
 	t.wg.Add(1)
 	go func() {
 		defer t.wg.Done()
-		run.run(t.ctx)
+		tell := run.run(t.ctx)
 		t.mu.Lock()
 		delete(t.runs, r.VMID)
 		t.mu.Unlock()
 		free()
+		tell()
 		close(run.over)
 	}()
 	return run, nil
@@ -146,7 +147,8 @@ func (r *target) abort(reason string) {
 	}
 }
 
-func (r *target) run(ctx context.Context) {
+// run returns what tells the end, to be called when the claim is free again.
+func (r *target) run(ctx context.Context) (tell func()) {
 	fin, err := r.loop(ctx)
 	r.observer.stop()
 	if r.unsubscribe != nil {
@@ -154,7 +156,7 @@ func (r *target) run(ctx context.Context) {
 	}
 	r.ready(context.Cause(ctx))
 	if err != nil {
-		return // abandoned
+		return func() {} // abandoned
 	}
 	if fin.Reason != "" {
 		r.log(r.id, fin.Reason)
@@ -162,8 +164,10 @@ func (r *target) run(ctx context.Context) {
 	if err := r.Notes.Remove(r.id); err != nil {
 		r.log(r.id, err.Error())
 	}
-	if r.Finished != nil {
-		r.Finished(r.id, fin.OK, fin.Reason)
+	return func() {
+		if r.Finished != nil {
+			r.Finished(r.id, fin.OK, fin.Reason)
+		}
 	}
 }
 
