@@ -132,7 +132,7 @@ func (b bench) files(t *testing.T) []string {
 // nothingLeft checks that guest id has neither process nor file.
 func (b bench) nothingLeft(t *testing.T, id model.VMID) {
 	t.Helper()
-	if populated, err := sys.Cgroup(b.group(id)).Populated(); err == nil && populated {
+	if populated, err := sys.Cgroup(filepath.Join(b.cgroup, id.String())).Populated(); err == nil && populated {
 		t.Errorf("processes are left in the cgroup of guest %s", id)
 	}
 	for _, f := range b.files(t) {
