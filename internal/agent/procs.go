@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -11,6 +13,7 @@ import (
 	"sauh.dev/sauh/internal/guard"
 	"sauh.dev/sauh/internal/network"
 	"sauh.dev/sauh/internal/qemu"
+	"sauh.dev/sauh/internal/sys"
 )
 
 // procs are the QEMU processes of this node.
@@ -123,9 +126,15 @@ func (ps *procs) ended(id model.VMID, p *proc) {
 	}
 }
 
-// unguard takes an empty group out of the guard's care.
+// unguard takes a group out of the guard's care if nothing runs in it. One that
+// has a process stays, whoever lost sight of that: the guest's protected record promises it.
 func (m *member) unguard(ctx context.Context, id model.VMID) {
-	err := m.live.ask(ctx, func(ctx context.Context, g *guard.Client) error { return g.Unprotect(ctx, id.String()) })
+	populated, err := sys.Cgroup(m.agent.opts.Paths.cgroupOf(id.String())).Populated()
+	if populated || err != nil && !errors.Is(err, fs.ErrNotExist) {
+		m.log.Warn("a group stays under the guard: something runs in it", "vmid", id, "err", err)
+		return
+	}
+	err = m.live.ask(ctx, func(ctx context.Context, g *guard.Client) error { return g.Unprotect(ctx, id.String()) })
 	if err != nil {
 		m.log.Debug("guard keeps a group", "vmid", id, "err", err)
 	}

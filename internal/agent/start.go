@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -302,8 +304,12 @@ func (m *member) acknowledge(ctx context.Context, id model.VMID, protectedRev, c
 	return rev, writeError("protect guest "+id.String(), err)
 }
 
-// pillName is a node's name in pills: two clusters may share a storage and the names of their nodes.
-func (m *member) pillName(node string) string { return m.cluster.UUID + "-" + node }
+// pillName is a node's name in pills: two clusters may share a storage and the names of their nodes. It is
+// a hash, because both together may be longer than a name can be.
+func (m *member) pillName(node string) string {
+	sum := sha256.Sum256([]byte(m.cluster.UUID + "/" + node))
+	return hex.EncodeToString(sum[:16])
+}
 
 // pillDeadline bounds the writing of all pills: they only hasten the release of an image's lock, so a storage that
 // does not take them must not keep a guest from starting.

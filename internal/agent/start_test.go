@@ -335,13 +335,13 @@ func TestStartAtBootStartsOnceAndOnlyWhatIsToBeStarted(t *testing.T) {
 	n.runs(104)
 	for range 2 {
 		n.m.startOnBoot(t.Context())
+		n.a.tasks.wg.Wait()
 	}
 	list, err := n.a.tasks.ListTasks(t.Context())
 	must(t, err)
 	if len(list) != 1 || list[0].ID != "100" || list[0].Type != "qmstart" {
 		t.Errorf("the tasks are %v", list)
 	}
-	n.a.tasks.wg.Wait()
 }
 
 // acknowledge, as the worker does it for a guest that runs or does not run when it becomes an HA resource.
@@ -480,4 +480,58 @@ func TestAStartUsesTheEpochFromBeforeItReadWhoseTheGuestIs(t *testing.T) {
 		t.Errorf("the guard was asked to take the guest under epoch %d, want 3, which it refuses", got)
 	}
 	d.take()
+}
+
+func TestEveryNodeNameHasAPillOfItsOwn(t *testing.T) {
+	n := newNode(t)
+	n.storage("nas", "\tshared 1\n")
+	drv, err := n.m.driver("nas")
+	must(t, err)
+	seen := map[string]string{}
+	for range 2 {
+		n.m.cluster.UUID = newUUID()
+		for _, name := range []string{"n1", "n2", strings.Repeat("n", 63), strings.Repeat("n", 62) + "1"} {
+			if model.ValidateNodeName(name) != nil {
+				t.Fatalf("%s is no name", name)
+			}
+			pill, whose := drv.Pill(n.m.pillName(name)), n.m.cluster.UUID+" "+name
+			if pill == "" || seen[pill] != "" {
+				t.Errorf("the pill of %s is %q, which is that of %q too", whose, pill, seen[pill])
+			}
+			seen[pill] = whose
+		}
+	}
+}
+
+// The agent lost sight of a QEMU that runs: a start that fails on it must not take it from the guard.
+func TestAFailedStartLeavesARunningGuestUnderTheGuard(t *testing.T) {
+	n := newNode(t)
+	c := n.realGuard()
+	if _, err := qemu.QEMUVersion(t.Context()); err != nil {
+		t.Skip(err)
+	}
+	n.lives()
+	n.put(model.GuestConfigKey("n1", 100), "memory: 16\nkvm: 0\n")
+	n.put(haResourcesKey, "vm: 100\n")
+	eventually(t, "the lease is valid", func() bool { _, ok := n.m.live.valid(); return ok })
+	must(t, n.start(100))
+	p := n.m.procs.get(100)
+	n.m.procs.mu.Lock()
+	delete(n.m.procs.all, 100)
+	n.m.procs.mu.Unlock()
+	if err := n.start(100); !errors.Is(err, model.ErrBusy) || !strings.Contains(err.Error(), "running already") {
+		t.Errorf("a second QEMU: %v", err)
+	}
+	if s, err := c.Status(t.Context()); err != nil || len(s.Groups) != 1 {
+		t.Errorf("the guard has %v: %v", s.Groups, err)
+	}
+	if !p.Running() {
+		t.Error("the guest does not run any more")
+	}
+	must(t, p.Kill(t.Context()))
+	must(t, p.waitCleaned(t.Context()))
+	if s, err := c.Status(t.Context()); err != nil || len(s.Groups) != 0 {
+		t.Errorf("after its end the guard has %v: %v", s.Groups, err)
+	}
+	must(t, p.Close())
 }

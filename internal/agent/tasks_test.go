@@ -223,8 +223,8 @@ func TestARunningTaskIsNeverTrimmed(t *testing.T) {
 	ts.mu.Unlock()
 	ts.trim()
 	tk, err := ts.find(upid)
-	must(t, err)
 	close(end)
+	must(t, err)
 	<-tk.done
 }
 
@@ -234,6 +234,7 @@ func TestAPersonsWishAndTheAgentsEndAreDifferentCauses(t *testing.T) {
 	wait := func(ctx context.Context, _ *task) error {
 		<-ctx.Done()
 		causes <- context.Cause(ctx)
+		<-time.After(50 * time.Millisecond) // what a task puts in order before it ends
 		return ctx.Err()
 	}
 	cancelled, abandoned := ts.start("qmigrate", "100", wait), ts.start("qmigrate", "101", wait)
