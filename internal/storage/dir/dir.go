@@ -84,9 +84,9 @@ func (d *Driver) Features() storage.Features {
 }
 
 // Pill returns <path>/.sauh/fence/<node>, "" if the storage is not shared. The
-// directory is made by whoever writes the file first.
+// directory is made by whoever writes the file first. node is a node's name or longer, of the same letters.
 func (d *Driver) Pill(node string) string {
-	if !d.cfg.Shared || model.ValidateNodeName(node) != nil {
+	if !d.cfg.Shared || node == "" || strings.Trim(node, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
 		return ""
 	}
 	return filepath.Join(d.cfg.Path, ".sauh", "fence", node)
