@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -212,6 +213,30 @@ func TestTheVolumesGoAgainWhenTheTaskIsStopped(t *testing.T) {
 	}
 	if vols := n.volumes("nas"); len(vols) > 0 {
 		t.Errorf("volumes are left: %v", vols)
+	}
+}
+
+// No quorum may mean that the guest was created all the same, now or a little later: its disks must not be gone then.
+func TestVolumesAreKeptWhileItIsNotKnownWhetherTheGuestWasCreated(t *testing.T) {
+	for _, committed := range []bool{true, false} {
+		t.Run(fmt.Sprintf("committed %t", committed), func(t *testing.T) {
+			n := newNode(t)
+			n.storage("nas", "")
+			n.st.onTxn(func(tx store.Txn) error {
+				if committed {
+					_, err := n.st.Store.Txn(t.Context(), tx)
+					must(t, err)
+				}
+				return store.ErrNoQuorum
+			})
+			err := n.create(100, "virtio0", "nas:1")
+			if committed != (err == nil) || err != nil && !errors.Is(err, model.ErrNoQuorum) {
+				t.Error(err)
+			}
+			if diff := cmp.Diff([]string{"nas:100/vm-100-disk-0.raw"}, n.volumes("nas")); diff != "" {
+				t.Error(diff)
+			}
+		})
 	}
 }
 

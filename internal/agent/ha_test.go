@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"sauh.dev/sauh/internal/core/ha"
+	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
 	"sauh.dev/sauh/internal/storage"
@@ -328,6 +329,23 @@ func TestTheWorkersViewShowsThisNodesGuests(t *testing.T) {
 		Busy:      map[model.VMID]string{100: "start"},
 	}
 	if diff := cmp.Diff(want, v); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// The guard may have let go of a guest, or kept one, without this agent's doing.
+func TestTheWorkersViewAsksTheGuardWhomItHas(t *testing.T) {
+	n := haNode(t)
+	g := n.startGuard()
+	g.mu.Lock()
+	g.status.Groups = []lease.GroupStatus{{Group: lease.Group{Name: "101"}, State: lease.Running}, {Group: lease.Group{Name: "102"}, State: lease.Killing}}
+	g.mu.Unlock()
+	for id := model.VMID(100); id <= 102; id++ {
+		n.runs(id)
+	}
+	n.m.procs.setGuarded(100, true)
+	want := map[model.VMID]ha.Process{100: {}, 101: {Guarded: true}, 102: {}}
+	if diff := cmp.Diff(want, n.m.workerView().Processes); diff != "" {
 		t.Error(diff)
 	}
 }

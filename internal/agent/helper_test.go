@@ -337,6 +337,7 @@ type fakeGuard struct {
 	mu     sync.Mutex
 	asked  []guardCall             // all but questions for the status
 	answer func(c guardCall) error // nil: yes to everything
+	status guard.Status
 }
 
 // startGuard serves the node's guard socket.
@@ -380,7 +381,7 @@ func (g *fakeGuard) handle(c guardCall) any {
 		Status *guard.Status `json:"status,omitempty"`
 	}
 	g.mu.Lock()
-	answer := g.answer
+	answer, status := g.answer, g.status
 	if c.Op != "status" {
 		g.asked = append(g.asked, c)
 	}
@@ -391,7 +392,7 @@ func (g *fakeGuard) handle(c guardCall) any {
 		}
 	}
 	if c.Op == "status" {
-		return response{OK: true, Status: &guard.Status{}}
+		return response{OK: true, Status: &status}
 	}
 	return response{OK: true}
 }

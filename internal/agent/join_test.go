@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"sauh.dev/sauh/internal/agent/move"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/certs"
 	"sauh.dev/sauh/internal/core/model"
@@ -328,6 +329,44 @@ func TestTheLastNodeDoesNotLeave(t *testing.T) {
 	n := newNode(t)
 	err := (*clusterAPI)(n.a).Leave(t.Context())
 	refused(t, err, model.ErrBusy, "n1 is the last node of cluster test: there is nobody left to keep it")
+}
+
+func TestANodeLeavesOnlyWithoutGuestsAndWithoutWorkInHand(t *testing.T) {
+	n := newNode(t)
+	g := n.startGuard()
+	n.put(model.NodePrefix+"n2", string(mustJSON(model.Node{Name: "n2", ID: 2})))
+	leave := func() error { return (*clusterAPI)(n.a).Leave(t.Context()) }
+	n.put(model.GuestConfigKey("n1", 100), "name: mine\n")
+	before := n.dump()
+	refused(t, leave(), model.ErrBusy, "n1 still owns guests (100): migrate or destroy them first")
+	if diff := cmp.Diff(before, n.dump()); diff != "" {
+		t.Error(diff)
+	}
+	n.delete(model.GuestConfigKey("n1", 100))
+	unlock, err := n.m.locks.tryLock(101, "create")
+	must(t, err)
+	before = n.dump()
+	if err := leave(); !errors.Is(err, model.ErrBusy) {
+		t.Errorf("with a guest in hand: %v", err)
+	}
+	if diff := cmp.Diff(before, n.dump()); diff != "" {
+		t.Error(diff)
+	}
+	unlock()
+	n.m.leaving.Store(true)
+	_, err = servePrepare(t.Context(), n.m, "n2", move.PrepareRequest{VMID: 200})
+	refused(t, err, model.ErrUnavailable, "node n1 is leaving the cluster")
+	must(t, leave())
+	n.closed = true
+	if members, _ := n.st.Members(t.Context()); len(members) != 0 || n.get(model.NodePrefix+"n1") != "" || n.get(model.NodePrefix+"n2") == "" {
+		t.Errorf("after it: %v, %v", members, n.dump().Keys)
+	}
+	if len(g.calls("fence")) == 0 {
+		t.Error("the guard still has what was protected here")
+	}
+	if _, err := n.a.member(); !errors.Is(err, model.ErrUnavailable) {
+		t.Errorf("the node still is a member: %v", err)
+	}
 }
 
 func TestAMemberCreatesAndJoinsNoOtherCluster(t *testing.T) {

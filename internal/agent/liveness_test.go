@@ -292,3 +292,22 @@ func TestOtherNodesRenewalsAreNoted(t *testing.T) {
 		t.Error("a node whose record was deleted is online")
 	}
 }
+
+// Groups of an earlier membership may live yet, and pills for it may lie on the storages.
+func TestTheFirstEpochIsAboveEveryEarlierOne(t *testing.T) {
+	for name, known := range map[string]uint64{"the guard knows none": 0, "the guard knows a later one": 1000} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			g := n.startGuard()
+			g.mu.Lock()
+			g.status.Epoch = known
+			g.mu.Unlock()
+			kv, _ := n.m.mirror.get(model.NodePrefix + "n1")
+			n.lives()
+			eventually(t, "the node registered", func() bool { return n.get(liveKey) != "" })
+			if got, want := n.live().Epoch, max(known+1, uint64(kv.CreateRevision)); got != want {
+				t.Errorf("the first epoch is %d, want %d", got, want)
+			}
+		})
+	}
+}
