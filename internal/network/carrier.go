@@ -17,6 +17,10 @@ import (
 const (
 	// carrierCheck is how often KeepMultipath looks without being told to: a notice of the kernel can get lost.
 	carrierCheck = 5 * time.Second
+	// linkSettle is how long a link must be back before its address is announced again. A switch that returns brings its
+	// ports up one after the other, and an announcement that arrives before the other side's own port is up is
+	// tried once, fails with no route to the host, and is not tried again: that connection would stay with one path.
+	linkSettle = time.Second
 	// staleLossFile: how many retransmission intervals a path may be silent before the kernel stops to use it. The
 	// kernel's 4 are for lossy links; 1 is its advice for fast switch-over.
 	staleLossFile = "/proc/sys/net/mptcp/stale_loss_cnt"
@@ -48,16 +52,20 @@ func KeepMultipath(ctx context.Context, addrs []netip.Addr, log *slog.Logger) er
 	}()
 	ticker := time.NewTicker(carrierCheck)
 	defer ticker.Stop()
-	state := make([]linkState, len(addrs))
+	links := make([]followed, len(addrs))
+	for i, addr := range addrs {
+		links[i].addr = addr
+	}
 	notices := updates
 	for {
-		followCarriers(ctx, addrs, state, log)
+		settled := followCarriers(ctx, links, time.Now(), log)
 		select {
 		case _, ok := <-notices:
 			if !ok {
 				log.Warn("the carrier of interfaces is only looked at now and then: the kernel's notices ended", "every", carrierCheck)
 				notices = nil
 			}
+		case <-settled:
 		case <-ticker.C:
 		case <-ctx.Done():
 			return nil
@@ -65,58 +73,53 @@ func KeepMultipath(ctx context.Context, addrs []netip.Addr, log *slog.Logger) er
 	}
 }
 
-// linkState is what was last done about an address.
+// followed is an address and what was last done about it.
+type followed struct {
+	addr  netip.Addr
+	state linkState
+	up    bool      // its network has a carrier
+	since time.Time // since then
+}
+
 type linkState int
 
 const (
 	unknown linkState = iota
 	announced
 	withdrawn
-	dark // announced, and no network has a carrier
 )
 
-// followCarriers brings every endpoint in line with its carrier. When no network
-// has one, nothing more is withdrawn: a connection that keeps a path goes on when the network returns, and
-// one without any would have to be made anew.
-func followCarriers(ctx context.Context, addrs []netip.Addr, state []linkState, log *slog.Logger) {
-	up := make([]bool, len(addrs))
-	for i, addr := range addrs {
-		var err error
-		if up[i], err = hasCarrier(addr); err != nil {
-			logFollowed(log, addr, state[i], state[i], err)
-			return
+// followCarriers brings every endpoint in line with its carrier. It returns a
+// channel that says when to look again for a link that has to settle, or nil.
+//
+// An address without a carrier is only withdrawn while another one is in use: a connection that keeps a path
+// goes on when the network returns, and one without any would have to be made anew.
+func followCarriers(ctx context.Context, links []followed, now time.Time, log *slog.Logger) <-chan time.Time {
+	for i := range links {
+		l := &links[i]
+		up, err := hasCarrier(l.addr)
+		if err != nil {
+			logFollowed(log, l.addr, l.state, l.state, err)
+			return nil
+		}
+		if up != l.up {
+			l.up, l.since = up, now
 		}
 	}
-	if !slices.Contains(up, true) {
-		for i := range state {
-			if state[i] == announced {
-				state[i] = dark
-			}
+	inUse := slices.ContainsFunc(links, func(l followed) bool { return l.up && l.state == announced })
+	var settled <-chan time.Time
+	for i := range links {
+		l := &links[i]
+		switch wait := linkSettle - now.Sub(l.since); {
+		case !l.up && l.state != withdrawn && inUse:
+			l.state = logFollowed(log, l.addr, l.state, withdrawn, withdraw(ctx, l.addr))
+		case l.up && l.state == withdrawn && inUse && wait > 0:
+			settled = time.After(wait)
+		case l.up && l.state != announced:
+			l.state = logFollowed(log, l.addr, l.state, announced, EnableMultipath(ctx, []netip.Addr{l.addr}))
 		}
-		return
 	}
-	for i, addr := range addrs {
-		state[i] = followCarrier(ctx, addr, up[i], state[i], log)
-	}
-}
-
-// followCarrier brings addr's endpoint in line with its carrier and returns the new state.
-func followCarrier(ctx context.Context, addr netip.Addr, carrier bool, state linkState, log *slog.Logger) linkState {
-	want := withdrawn
-	if carrier {
-		want = announced
-	}
-	if want == state {
-		return state
-	}
-	var err error
-	switch {
-	case carrier:
-		err = EnableMultipath(ctx, []netip.Addr{addr})
-	default:
-		err = withdraw(ctx, addr)
-	}
-	return logFollowed(log, addr, state, want, err)
+	return settled
 }
 
 func logFollowed(log *slog.Logger, addr netip.Addr, from, to linkState, err error) linkState {

@@ -40,6 +40,8 @@ const (
 
 	flagSignal  = 1 << 0
 	flagSubflow = 1 << 1
+	// flagImplicit marks an endpoint that the kernel made because a connection came in over an address that was none.
+	flagImplicit = 1 << 4
 )
 
 // maxPaths bounds extra paths per connection and announced addresses accepted: four pairs of
@@ -217,6 +219,9 @@ func (m multipath) ensure(have []endpoint, addr netip.Addr) error {
 		}
 		if e.flags&endpointFlags == endpointFlags && (e.ifIndex == 0 || e.ifIndex == index) {
 			return nil
+		}
+		if e.flags&flagImplicit != 0 {
+			break // the kernel replaces it; deleting it would close the paths that are there already
 		}
 		if err := m.send(cmdDelAddr, e); err != nil {
 			return err

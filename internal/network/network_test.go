@@ -231,13 +231,13 @@ func TestCarrierOfABridgeIsThatOfItsCardsNotOfItsGuests(t *testing.T) {
 func TestKeepMultipathWithdrawsAnAddressWhileItsLinkIsDown(t *testing.T) {
 	inNamespace(t)
 	needMultipath(t)
-	far := card(t, "e1", "10.9.1.1")
-	card(t, "e2", "10.9.2.1")
-	addrs := []netip.Addr{netip.MustParseAddr("10.9.1.1"), netip.MustParseAddr("10.9.2.1")}
-	state := make([]linkState, len(addrs))
-	follow := func(want ...string) {
+	far1, far2 := card(t, "e1", "10.9.1.1"), card(t, "e2", "10.9.2.1")
+	const first, second = "10.9.1.1 flags 1", "10.9.2.1 flags 1"
+	links := []followed{{addr: netip.MustParseAddr("10.9.1.1")}, {addr: netip.MustParseAddr("10.9.2.1")}}
+	now := time.Now()
+	follow := func(want ...string) (settles bool) {
 		t.Helper()
-		followCarriers(t.Context(), addrs, state, slog.New(slog.DiscardHandler))
+		settled := followCarriers(t.Context(), links, now, slog.New(slog.DiscardHandler))
 		got := map[string]bool{}
 		for _, e := range endpoints(t) {
 			got[e] = true
@@ -249,14 +249,35 @@ func TestKeepMultipathWithdrawsAnAddressWhileItsLinkIsDown(t *testing.T) {
 		if d := cmp.Diff(wanted, got); d != "" {
 			t.Errorf("endpoints (-want +got):\n%s", d)
 		}
+		return settled != nil
 	}
-	follow("10.9.1.1 flags 1", "10.9.2.1 flags 1")
-	must(t, netlink.LinkSetDown(link(t, far)))
-	follow("10.9.2.1 flags 1")
-	must(t, netlink.LinkSetUp(link(t, far)))
-	follow("10.9.1.1 flags 1", "10.9.2.1 flags 1")
+	down := func(name string) { must(t, netlink.LinkSetDown(link(t, name))) }
+	up := func(name string) { must(t, netlink.LinkSetUp(link(t, name))) }
+	follow(first, second)
+	down(far1)
+	follow(second)
+	up(far1)
+	if !follow(second) {
+		t.Error("nobody looks again when the link has settled")
+	}
+	now = now.Add(linkSettle)
+	follow(first, second)
+
+	// The last path stays, whichever network returns first, until the other one is used again.
+	down(far1)
+	follow(second)
+	down(far2)
+	follow(second)
+	up(far1)
+	follow(first, second)
+	follow(first)
+	up(far2)
+	now = now.Add(linkSettle)
+	follow(first)
+	now = now.Add(linkSettle)
+	follow(first, second)
 	must(t, netlink.LinkDel(link(t, "e1")))
-	follow("10.9.2.1 flags 1")
+	follow(second)
 }
 
 func TestKeepMultipathEndsWithItsContext(t *testing.T) {
