@@ -117,7 +117,7 @@ func (a *Agent) run(ctx context.Context) error {
 	}
 	if err != nil {
 		_ = srv.Close()
-		_ = <-served // the close above, nothing else
+		a.log.Debug("the local API stopped", "err", <-served)
 		return err
 	}
 	a.wg.Go(func() { a.probeAccel(ctx) })

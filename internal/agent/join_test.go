@@ -148,16 +148,26 @@ func TestARefusedJoinChangesNothing(t *testing.T) {
 		"the clock is ahead":   {func(r *joinRequest) { r.Time += 3e9 }, 0, model.ErrInvalid, "the clock of n2 is off by 3.0 s" + setClock},
 		"the clock is behind":  {func(r *joinRequest) { r.Time -= 3e9 }, 0, model.ErrInvalid, "the clock of n2 is off by -3.0 s" + setClock},
 		"the request has none": {func(r *joinRequest) { r.Time = 0 }, 0, model.ErrInvalid, fmt.Sprintf("the clock of n2 is off by -%d.0 s", now.Unix()) + setClock},
-		"the name is taken": {func(r *joinRequest) { r.Node.Name = "n1" }, 0, model.ErrExists,
-			"the name n1 is taken in cluster test: choose another with --node-name, or remove the old node with `sauh cluster remove n1`"},
-		"the management address is taken": {func(r *joinRequest) { r.Node.Mgmt = "10.0.0.1" }, 0, model.ErrExists,
-			"the addresses 10.0.0.1 and 10.0.1.2 belong to node n1 already: correct /etc/sauh/agent.json on n2"},
-		"the cluster address is taken": {func(r *joinRequest) { r.Node.Cluster = "10.0.1.1" }, 0, model.ErrExists,
-			"the addresses 10.0.0.2 and 10.0.1.1 belong to node n1 already: correct /etc/sauh/agent.json on n2"},
-		"an address is another's in the other network": {func(r *joinRequest) { r.Node.Mgmt = "10.0.1.1" }, 0, model.ErrExists,
-			"the addresses 10.0.1.1 and 10.0.1.2 belong to node n1 already: correct /etc/sauh/agent.json on n2"},
-		"the name is none": {func(r *joinRequest) { r.Node.Name = "N_2" }, 0, model.ErrInvalid,
-			`node: "N_2" is not a node name: use lower-case letters, digits and '-', at most 63 characters`},
+		"the name is taken": {
+			func(r *joinRequest) { r.Node.Name = "n1" }, 0, model.ErrExists,
+			"the name n1 is taken in cluster test: choose another with --node-name, or remove the old node with `sauh cluster remove n1`",
+		},
+		"the management address is taken": {
+			func(r *joinRequest) { r.Node.Mgmt = "10.0.0.1" }, 0, model.ErrExists,
+			"the addresses 10.0.0.1 and 10.0.1.2 belong to node n1 already: correct /etc/sauh/agent.json on n2",
+		},
+		"the cluster address is taken": {
+			func(r *joinRequest) { r.Node.Cluster = "10.0.1.1" }, 0, model.ErrExists,
+			"the addresses 10.0.0.2 and 10.0.1.1 belong to node n1 already: correct /etc/sauh/agent.json on n2",
+		},
+		"an address is another's in the other network": {
+			func(r *joinRequest) { r.Node.Mgmt = "10.0.1.1" }, 0, model.ErrExists,
+			"the addresses 10.0.1.1 and 10.0.1.2 belong to node n1 already: correct /etc/sauh/agent.json on n2",
+		},
+		"the name is none": {
+			func(r *joinRequest) { r.Node.Name = "N_2" }, 0, model.ErrInvalid,
+			`node: "N_2" is not a node name: use lower-case letters, digits and '-', at most 63 characters`,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t)

@@ -2,11 +2,11 @@ package qemu
 
 import (
 	"path/filepath"
-	"sauh.dev/sauh/internal/sys"
 	"testing"
 	"time"
 
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/sys"
 )
 
 // The image's lock goes with the guest: both processes have it open, and only

@@ -395,7 +395,8 @@ func TestEachDamageToAnAcknowledgedRecordIsFound(t *testing.T) {
 			func(d *os.File) []byte {
 				return other(d, func(r *ledger.Record) { r.Boot, r.Payload = ledger.BootID{2}, []byte("other") })
 			},
-			Verdict{Wrong: 1, Foreign: 1}, "another record",
+			Verdict{Wrong: 1, Foreign: 1},
+			"another record",
 		},
 		"the same record was written again": {
 			func(d *os.File) []byte { return other(d, func(r *ledger.Record) { r.Time++ }) }, Verdict{Wrong: 1}, "checksum",
@@ -404,7 +405,8 @@ func TestEachDamageToAnAcknowledgedRecordIsFound(t *testing.T) {
 			func(d *os.File) []byte {
 				return other(d, func(r *ledger.Record) { r.Payload = payload(77, at+1) })
 			},
-			Verdict{Wrong: 1, Twice: 1}, "another record",
+			Verdict{Wrong: 1, Twice: 1},
+			"another record",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

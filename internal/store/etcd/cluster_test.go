@@ -79,23 +79,16 @@ func writeCerts(t *testing.T, ca certs.Pair, dir, name string, addresses []strin
 	return f
 }
 
-// start starts the members numbered, all at once.
+// start starts the members numbered, one after the other: new members that start at the same time ask each other
+// what they know, and wait a second for each address that listens already and does not answer yet.
 func (c *testCluster) start(t *testing.T, members ...int) {
 	t.Helper()
-	var wg sync.WaitGroup
 	for _, i := range members {
-		wg.Go(func() {
-			s, err := Start(t.Context(), c.configs[i])
-			if err != nil {
-				t.Errorf("start %s: %v", c.configs[i].Name, err)
-				return
-			}
-			c.servers[i] = s
-		})
-	}
-	wg.Wait()
-	if t.Failed() {
-		t.FailNow()
+		s, err := Start(t.Context(), c.configs[i])
+		if err != nil {
+			t.Fatalf("start %s: %v", c.configs[i].Name, err)
+		}
+		c.servers[i] = s
 	}
 }
 
@@ -113,12 +106,19 @@ func (c *testCluster) stop(t *testing.T, members ...int) {
 	}
 }
 
+// close stops all members, the leader last: beside others that stop it would wait 7 s for one of them to follow it.
 func (c *testCluster) close(t *testing.T) {
 	var wg sync.WaitGroup
-	for i := range c.servers {
+	var leader []int
+	for i, s := range c.servers {
+		if s != nil && s.Leader() == s.MemberID() {
+			leader = append(leader, i)
+			continue
+		}
 		wg.Go(func() { c.stop(t, i) })
 	}
 	wg.Wait()
+	c.stop(t, leader...)
 }
 
 // losing puts the loss of answers in front of a server's commits.

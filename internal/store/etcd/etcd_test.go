@@ -7,6 +7,7 @@ import (
 )
 
 func TestEtcdKeepsTheContract(t *testing.T) {
+	t.Parallel()
 	storetest.Run(t, func(t *testing.T) storetest.Cluster {
 		c := newCluster(t, 3)
 		c.start(t, 0, 1, 2)

@@ -75,6 +75,7 @@ func names(t *testing.T, s *Server) string {
 }
 
 func TestAClusterGrowsFromOneToThreeAndAMemberCanBeTakenOut(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1)
 	c.start(t, 0)
 	eventually(t, "a leader", 5*time.Second, c.servers[0].Quorate)

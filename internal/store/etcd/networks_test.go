@@ -33,11 +33,12 @@ type roomNode struct {
 
 func newRoom(t *testing.T) *room {
 	t.Helper()
+	t.Parallel() // two at a time on two cores: most of the time a room waits
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to make network namespaces")
 	}
 	if testing.Short() {
-		t.Skip("takes a minute of real time")
+		t.Skip("takes ten seconds and more of real time")
 	}
 	ca, err := certs.NewCA("room", time.Now())
 	if err != nil {
@@ -178,6 +179,7 @@ func (r *room) cut(t *testing.T, k int, down bool) {
 	}
 }
 
+// start starts all members at once, and waits until each has written: from then on all know the term.
 func (r *room) start(t *testing.T) {
 	t.Helper()
 	var wg sync.WaitGroup
@@ -189,7 +191,18 @@ func (r *room) start(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	r.quorate(t)
+	for _, n := range r.nodes {
+		n.writes(t, 10*time.Second)
+	}
+}
+
+// writes waits until the member commits a write.
+func (n *roomNode) writes(t *testing.T, limit time.Duration) {
+	t.Helper()
+	eventually(t, "a write by "+n.cfg.Name, limit, func() bool {
+		all := n.must(t, nodeCommand{Puts: 10 * time.Millisecond}).Puts
+		return all[len(all)-1].Error == ""
+	})
 }
 
 // quorate waits until all running members know the same leader, and returns it with its term.
@@ -250,10 +263,12 @@ func worst(all map[string][]put) (longest time.Duration, failed, count int) {
 	return longest, failed, count
 }
 
-func (r *room) report(t *testing.T, what string, all map[string][]put) {
+// report logs what the writers saw of the writes that began at the times of part.
+func (r *room) report(t *testing.T, what string, all map[string][]put, part func(start time.Time) bool) {
 	t.Helper()
 	for _, name := range slices.Sorted(maps.Keys(all)) {
-		longest, failed, count := worst(map[string][]put{name: all[name]})
+		list := slices.DeleteFunc(slices.Clone(all[name]), func(p put) bool { return !part(time.Unix(0, p.Start)) })
+		longest, failed, count := worst(map[string][]put{name: list})
 		t.Logf("%s: %s wrote %d times, %d failed, longest %v", what, name, count, failed, longest.Round(time.Millisecond))
 	}
 }
@@ -273,15 +288,25 @@ func TestASilentSwitchCostsAFewWritesAndNoElection(t *testing.T) {
 	r.cutBoth(t, r.silence, 6)
 }
 
+// faultTime is how long a switch stays broken: longer than PeerSilence and an election take.
+const faultTime = 3 * time.Second
+
 // cutBoth breaks one switch after the other while all nodes write, and checks what it cost.
 func (r *room) cutBoth(t *testing.T, fault func(*testing.T, int, bool), mayFail int) {
 	t.Helper()
 	for k := 1; k <= 2; k++ {
 		leader, term := r.quorate(t)
-		all := puts(t, r.nodes, 6*time.Second, func() { fault(t, k, true) })
+		var back time.Time
+		all := puts(t, r.nodes, faultTime+4*time.Second, func() {
+			fault(t, k, true)
+			wait(faultTime)
+			back = time.Now()
+			fault(t, k, false)
+		})
 		leaderAfter, termAfter := r.quorate(t)
 		what := fmt.Sprintf("switch %d cut", k)
-		r.report(t, what, all)
+		r.report(t, what, all, func(start time.Time) bool { return start.Before(back) })
+		r.report(t, fmt.Sprintf("switch %d back", k), all, back.Before)
 		longest, failed, count := worst(all)
 		if longest > time.Second || failed > mayFail || count < 300 {
 			t.Errorf("%s: longest put %v, %d of %d failed; want at most 1s and %d", what, longest, failed, count, mayFail)
@@ -289,9 +314,6 @@ func (r *room) cutBoth(t *testing.T, fault func(*testing.T, int, bool), mayFail 
 		if leader != leaderAfter || term != termAfter {
 			t.Errorf("%s: leader %s of term %d became %s of term %d, want no election", what, leader, term, leaderAfter, termAfter)
 		}
-		fault(t, k, false)
-		all = puts(t, r.nodes, 6*time.Second, func() {})
-		r.report(t, fmt.Sprintf("switch %d back", k), all)
 	}
 	t.Logf("n1's multipath counters: %v", r.nodes[0].must(t, nodeCommand{Counters: true}).Netstat)
 }
@@ -310,10 +332,7 @@ func TestAMemberThatRestartsWhileOneNetworkIsCutTakesPartAgain(t *testing.T) {
 		start := time.Now()
 		n.must(t, nodeCommand{Start: &n.cfg})
 		t.Logf("network %d cut: %s started in %v", k, n.cfg.Name, time.Since(start).Round(time.Millisecond))
-		eventually(t, "a write by the member that restarted", 15*time.Second, func() bool {
-			all := n.must(t, nodeCommand{Puts: 10 * time.Millisecond}).Puts
-			return all[len(all)-1].Error == ""
-		})
+		n.writes(t, 15*time.Second)
 		t.Logf("network %d cut: %s wrote %v after its start", k, n.cfg.Name, time.Since(start).Round(time.Millisecond))
 		r.cut(t, k, false)
 		r.quorate(t)
@@ -334,7 +353,7 @@ func TestWritesGoOnSoonAfterTheLeaderDied(t *testing.T) {
 		}
 	}
 	var killed time.Time
-	all := puts(t, rest, 7*time.Second, func() {
+	all := puts(t, rest, 5500*time.Millisecond, func() {
 		killed = time.Now()
 		dead.kill()
 	})
@@ -374,7 +393,7 @@ func TestHandingOverTheLeadershipFailsNoWrite(t *testing.T) {
 		}
 	}
 	all := puts(t, rest, 3*time.Second, func() { leading.must(t, nodeCommand{Transfer: true}) })
-	r.report(t, "leadership handed over", all)
+	r.report(t, "leadership handed over", all, func(time.Time) bool { return true })
 	if longest, failed, _ := worst(all); longest > time.Second || failed > 0 {
 		t.Errorf("longest put %v, %d failed; want at most 1s and none", longest, failed)
 	}
