@@ -3,6 +3,7 @@
 # sudo drops /usr/local/go/bin from PATH, so look there too.
 GO := $(or $(shell command -v go 2>/dev/null),$(wildcard /usr/local/go/bin/go),go)
 export GO
+export PATH := $(dir $(GO)):$(PATH)
 export CGO_ENABLED ?= 0
 CACHE := $(or $(SAUH_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sauh)
 export SAUH_CACHE := $(CACHE)
