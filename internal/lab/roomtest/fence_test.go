@@ -89,7 +89,7 @@ func (g *guest) MustHaveMovedOnce(since time.Time, old process) {
 		case p.pid != old.pid:
 		case p.frozenAt.IsZero():
 			t.Errorf("%v was never frozen", &p)
-		case !p.thawedAt.IsZero():
+		case p.thawedAt.After(p.frozenAt):
 			t.Errorf("%v was thawed", &p)
 		case !p.last.Before(now.started):
 			t.Errorf("%v was there when %v started", &p, &now)

@@ -19,6 +19,7 @@ import (
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/client"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/lab"
 	labguest "sauh.dev/sauh/internal/lab/guest"
 	"sauh.dev/sauh/internal/lab/image"
 	"sauh.dev/sauh/internal/lab/probe"
@@ -51,11 +52,18 @@ func (g *guest) On(node string) *guest {
 	if err != nil {
 		g.r.t.Fatalf("guest %d: %v", g.id, err)
 	}
+	// The test before may have left a start under way: HA's own may win, and a node that boots does not answer at once.
+	g.r.Eventually(fmt.Sprintf("guest %d runs somewhere", g.id), patience, func() (err error) {
+		if row, err = g.Find(); err != nil || row.Status == "running" {
+			return err
+		}
+		if row.Status == "stopped" {
+			_, _ = g.r.API(row.Node).StartGuest(g.r.ctx(5*time.Second), row.Node, g.id)
+		}
+		return fmt.Errorf("it is %s on %s", row.Status, row.Node)
+	})
 	if row.Node != node {
-		g.Migrate(row.Node, node, row.Status == "running")
-	}
-	if row.Status != "running" {
-		g.task(func(ctx context.Context, c *client.Client) (string, error) { return c.StartGuest(ctx, node, g.id) })
+		g.Migrate(row.Node, node, true)
 	}
 	g.r.Eventually(fmt.Sprintf("guest %d is not protected", g.id), patience, func() error {
 		if g.marked(node) {
@@ -137,7 +145,7 @@ func (g *guest) MustBe(status, node string, within time.Duration) {
 // create makes the guest's disk and the guest, and starts it.
 func (g *guest) create(node string) {
 	g.r.t.Helper()
-	file := g.disk()
+	file := g.disk(image.Config{Quiet: true})
 	g.task(func(ctx context.Context, c *client.Client) (string, error) {
 		return c.CreateGuest(ctx, node, api.CreateGuestRequest{VMID: g.id, Start: true, Params: map[string]string{
 			"name": g.name(), "memory": "256", "virtio0": "nas:0,import-from=" + file, "net0": "virtio,bridge=vmbr0", "serial0": "socket",
@@ -150,8 +158,8 @@ func (g *guest) create(node string) {
 
 func (g *guest) name() string { return "probe" + g.id.String() }
 
-// disk puts a probe image of the guest's own on the NAS and returns its path in the nodes.
-func (g *guest) disk() string {
+// disk puts a probe image of the guest's own on the NAS and returns its path in the nodes. Address and name are filled in.
+func (g *guest) disk(c image.Config) string {
 	g.r.t.Helper()
 	src, err := g.r.probeImage(g.r.t.Context())
 	if err != nil {
@@ -162,10 +170,8 @@ func (g *guest) disk() string {
 	if err := image.Copy(file, src); err != nil {
 		g.r.t.Fatal(err)
 	}
-	err = image.Personalize(file, image.Config{
-		IP: netip.MustParsePrefix(g.ip + "/24"), Gateway: netip.MustParseAddr("10.10.1.254"), Hostname: g.name(), Quiet: true,
-	})
-	if err != nil {
+	c.IP, c.Gateway, c.Hostname = netip.MustParsePrefix(g.ip+"/24"), netip.MustParseAddr(lab.RoomAddress), g.name()
+	if err := image.Personalize(file, c); err != nil {
 		g.r.t.Fatal(err)
 	}
 	return "/srv/nas/" + name

@@ -3,10 +3,15 @@
 package roomtest
 
 import (
+	"bufio"
+	"context"
 	"fmt"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"sauh.dev/sauh/internal/lab/image"
 )
 
 // Kill kills the guest's QEMU.
@@ -63,4 +68,77 @@ func TestTheEndOfAQEMUIsNoticedWithinASecond(t *testing.T) {
 		t.Errorf("processes after the kill: %v", ps)
 	}
 	r.Refused("n3", "vm stop 101", "101 not running")
+}
+
+func TestAGuestIsMadeStartedShutDownStoppedAndDestroyed(t *testing.T) {
+	r := open(t)
+	g := r.Guest(110)
+	file := g.disk(image.Config{})
+	created := r.Must("n2", "vm create 110 --name life --memory 256 --virtio0 nas:0,import-from="+file+" --net0 virtio,bridge=vmbr0 --serial0 socket")
+	if !strings.Contains(created.out, "guest 110 created on node n2") {
+		t.Errorf("vm create prints %q", created.out)
+	}
+	g.MustBe("stopped", "n2", 5*time.Second)
+	r.Refused("n1", "vm console 110 --for 1s", "110")
+	r.Must("n1", "vm start 110") // from another node
+	g.MustBe("running", "n2", time.Second)
+	r.Refused("n3", "vm start 110", "VM 110 already running")
+	r.Refused("n3", "vm destroy 110", "VM 110 is running")
+	g.MustAnswer(patience)
+	g.mustSpeakOnItsConsole()
+
+	since := time.Now()
+	r.Must("n3", "vm shutdown 110 --timeout 30s") // the power button
+	t.Logf("shut down in %v", time.Since(since).Round(time.Millisecond))
+	g.MustBe("stopped", "n2", time.Second)
+	r.Refused("n1", "vm shutdown 110", "VM 110 not running")
+	r.Refused("n1", "vm stop 110", "VM 110 not running")
+
+	r.Must("n1", "vm start 110")
+	r.Must("n1", "vm stop 110")
+	g.MustBe("stopped", "n2", time.Second)
+	if left := g.leftOn("n2"); left != "" {
+		t.Errorf("after the stop n2 has %q", left)
+	}
+	if out := r.Must("n1", "storage content nas").out; !strings.Contains(out, "nas:110/vm-110-disk-0.raw") {
+		t.Errorf("its disk is not listed:\n%s", out)
+	}
+	r.Must("n3", "vm destroy 110")
+	r.Refused("n1", "vm status 110", "110", "does not exist")
+	if out := r.Must("n1", "storage content nas").out; strings.Contains(out, "nas:110/") {
+		t.Errorf("its disk is still there:\n%s", out)
+	}
+}
+
+// mustSpeakOnItsConsole asks the guest's serial port for its state, from another node.
+func (g *guest) mustSpeakOnItsConsole() {
+	g.r.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	port, err := g.r.API("n3").Console(ctx, g.owner(), g.id)
+	if err != nil {
+		g.r.t.Fatal(err)
+	}
+	defer context.AfterFunc(ctx, func() { _ = port.Close() })()
+	if _, err := port.Write([]byte("status\r")); err != nil {
+		g.r.t.Fatal(err)
+	}
+	in := bufio.NewScanner(port)
+	for in.Scan() {
+		if strings.Contains(in.Text(), g.ip+", up ") {
+			_ = port.Close()
+			return
+		}
+	}
+	g.r.t.Errorf("the console of guest %d ended without an answer: %v", g.id, in.Err())
+}
+
+// owner is the node whose guest it is.
+func (g *guest) owner() string {
+	g.r.t.Helper()
+	row, err := g.Find()
+	if err != nil {
+		g.r.t.Fatal(err)
+	}
+	return row.Node
 }

@@ -116,7 +116,7 @@ func writes() map[string]string {
 	const none = "no quorum"
 	return map[string]string{
 		"vm create 150 --memory 64":             none,
-		"vm set 101 --description changed":      none,
+		"vm set 101 --name changed":      none,
 		"vm start 118":                          none,
 		"vm destroy 118":                        none,
 		"vm migrate 101 --to n2 --online":       none,
@@ -143,7 +143,8 @@ func (r *room) everything() string {
 		if strings.HasPrefix(line, "storage") {
 			out = regexp.MustCompile(`\d+`).ReplaceAllString(out, "N") // capacities change
 		}
-		b.WriteString(line + "\n" + out)
+		// The test itself tries with descriptions whether writes work.
+		b.WriteString(line + "\n" + regexp.MustCompile(`(?m)^description:.*\n\s*`).ReplaceAllString(out, ""))
 	}
 	return b.String()
 }

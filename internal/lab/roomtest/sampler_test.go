@@ -35,7 +35,7 @@ type process struct {
 	first    time.Time // seen alive
 	last     time.Time // seen alive
 	frozen   bool      // at the last sample
-	// frozenAt is when it was first seen frozen, thawedAt when it was first seen
+	// frozenAt is when it was last seen to freeze, thawedAt when it was last seen
 	// running after that; both may be zero.
 	frozenAt, thawedAt time.Time
 	cpu                time.Duration // of its virtual CPUs at the last sample
@@ -192,9 +192,9 @@ func (s *sampler) note(node string, id model.VMID, pid int, frozen bool) *proces
 	}
 	p.last = now
 	switch {
-	case frozen && p.frozenAt.IsZero():
+	case frozen && !p.frozen:
 		p.frozenAt = now
-	case !frozen && !p.frozenAt.IsZero() && p.thawedAt.IsZero():
+	case !frozen && p.frozen:
 		p.thawedAt = now
 	}
 	p.frozen = frozen
