@@ -2,7 +2,6 @@ package guard
 
 import (
 	"encoding/json"
-	"errors"
 	"time"
 
 	"sauh.dev/sauh/internal/core/lease"
@@ -80,32 +79,13 @@ func (s Status) Frozen() []string {
 	return names
 }
 
-// kinds are the sentinels that cross the socket.
-func kinds() map[string]error {
-	return map[string]error{
-		"exists": model.ErrExists, "busy": model.ErrBusy, "unavailable": model.ErrUnavailable,
-		"conflict": model.ErrConflict, "invalid": model.ErrInvalid,
-	}
-}
-
-func refuse(err error) response {
-	r := response{Error: err.Error()}
-	for name, kind := range kinds() {
-		if errors.Is(err, kind) {
-			r.Kind = name
-		}
-	}
-	return r
-}
+func refuse(err error) response { return response{Error: err.Error(), Kind: model.KindOf(err)} }
 
 func (r response) err() error {
 	if r.OK {
 		return nil
 	}
-	if kind, ok := kinds()[r.Kind]; ok {
-		return model.Errorf(kind, "%s", r.Error)
-	}
-	return errors.New(r.Error)
+	return model.FromKind(r.Kind, r.Error)
 }
 
 // parseRequest reads one line.

@@ -3,7 +3,6 @@ package lab
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -34,33 +33,13 @@ type response struct {
 	Power  *PowerResult `json:"power,omitempty"`
 }
 
-// kinds are the sentinels that survive the socket.
-func kinds() map[string]error {
-	return map[string]error{
-		"not-found": model.ErrNotFound, "invalid": model.ErrInvalid,
-		"busy": model.ErrBusy, "unavailable": model.ErrUnavailable,
-	}
-}
-
-func errorResponse(err error) response {
-	r := response{Error: err.Error()}
-	for name, kind := range kinds() {
-		if errors.Is(err, kind) {
-			r.Kind = name
-		}
-	}
-	return r
-}
+func errorResponse(err error) response { return response{Error: err.Error(), Kind: model.KindOf(err)} }
 
 func (r response) err() error {
-	switch kind := kinds()[r.Kind]; {
-	case r.Error == "":
+	if r.Error == "" {
 		return nil
-	case kind != nil:
-		return model.Errorf(kind, "%s", r.Error)
-	default:
-		return errors.New(r.Error)
 	}
+	return model.FromKind(r.Kind, r.Error)
 }
 
 // callTimeout bounds a call: the longest is a power cycle, 30 s to kill and 30 s to boot.

@@ -59,3 +59,29 @@ func (e *kindError) Is(target error) bool { return target == e.kind }
 func Errorf(kind error, format string, args ...any) error {
 	return &kindError{kind: kind, msg: fmt.Sprintf(format, args...)}
 }
+
+// kinds are the sentinels' names in messages between processes.
+func kinds() map[string]error {
+	return map[string]error{
+		"not-found": ErrNotFound, "exists": ErrExists, "busy": ErrBusy, "no-quorum": ErrNoQuorum,
+		"unavailable": ErrUnavailable, "conflict": ErrConflict, "invalid": ErrInvalid,
+	}
+}
+
+// KindOf names the sentinel that err is, for a message to another process; "" if it is none.
+func KindOf(err error) string {
+	for name, kind := range kinds() {
+		if errors.Is(err, kind) {
+			return name
+		}
+	}
+	return ""
+}
+
+// FromKind is the other side of KindOf: the error with that text and of that kind, of none if the name is unknown.
+func FromKind(name, text string) error {
+	if kind, ok := kinds()[name]; ok {
+		return Errorf(kind, "%s", text)
+	}
+	return errors.New(text)
+}
