@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/place"
 	"sauh.dev/sauh/internal/core/pveconf"
@@ -286,10 +287,7 @@ func (d *decision) cut(m Member, guests []placed) {
 	if len(guests) == 0 {
 		return
 	}
-	live := m.Live
-	live.Epoch++
-	live.Fenced, live.By, live.Left = true, d.self, false
-	d.out.add(Cut{m.Name, m.LiveRevision, live, m.Why})
+	d.out.add(Cut{m.Name, m.LiveRevision, lease.Cut(m.Live, d.self), m.Why})
 	for _, g := range guests {
 		d.status(g.guest.VMID, Status{StatusFence, m.Name, m.Name + " is being cut off, then the guest moves"})
 	}
