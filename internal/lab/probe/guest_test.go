@@ -57,6 +57,7 @@ func verify(t *testing.T, history *lockedBuffer) probe.Verdict {
 }
 
 func TestAGuestAnswersOnAllItsServices(t *testing.T) {
+	t.Parallel()
 	disk, inside := inNamespace(t)
 	if !inside {
 		return
@@ -106,6 +107,7 @@ func TestAGuestAnswersOnAllItsServices(t *testing.T) {
 }
 
 func TestAGuestSwitchesOffAtTheACPIButton(t *testing.T) {
+	t.Parallel()
 	disk, inside := inNamespace(t)
 	if !inside {
 		return
@@ -123,6 +125,7 @@ func TestAGuestSwitchesOffAtTheACPIButton(t *testing.T) {
 }
 
 func TestALedgerLosesNothingWhenItsGuestIsKilledAndTamperingIsFound(t *testing.T) {
+	t.Parallel()
 	disk, inside := inNamespace(t)
 	if !inside {
 		return
