@@ -45,7 +45,10 @@ func (g *guestsAPI) Create(_ context.Context, r api.CreateGuestRequest) (string,
 		if !r.Start {
 			return nil
 		}
-		return m.startGuest(ctx, startRequest{id: r.VMID, log: t.logf})
+		if err := m.startGuest(ctx, startRequest{id: r.VMID, log: t.logf}); err != nil {
+			return fmt.Errorf("it was created and stays, but does not start: %w", err)
+		}
+		return nil
 	})
 }
 

@@ -116,7 +116,7 @@ func writes() map[string]string {
 	const none = "no quorum"
 	return map[string]string{
 		"vm create 150 --memory 64":             none,
-		"vm set 101 --name changed":      none,
+		"vm set 101 --name changed":             none,
 		"vm start 118":                          none,
 		"vm destroy 118":                        none,
 		"vm migrate 101 --to n2 --online":       none,
