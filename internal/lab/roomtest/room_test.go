@@ -27,8 +27,6 @@ const (
 	leaseTime    = 10 * time.Second
 	freezeMargin = time.Second
 	watchdogTime = 5 * time.Second
-	// takeAfter is L(1+2ε)+F, from the arrival of a node's last renewal.
-	takeAfter = 10520 * time.Millisecond
 )
 
 // patience is for what has to come but promises no time: it is long, because the machine may be busy.
