@@ -4,15 +4,24 @@ package roomtest
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"sauh.dev/sauh/internal/agent"
+	"sauh.dev/sauh/internal/store/etcd"
 )
 
 // fresh gives the test a room of its own, without a cluster.
@@ -143,14 +152,48 @@ func (r *room) stillAlone(node string) {
 	}
 }
 
-// members are the nodes of the cluster with everything that is recorded of them but what changes by itself.
+// members are the nodes of the cluster with everything that is recorded of them but what changes by itself, and the
+// members of the store, learners included.
 func (r *room) members(node string) string {
 	r.t.Helper()
 	var b strings.Builder
 	for _, n := range r.Cluster(node).Nodes {
 		fmt.Fprintf(&b, "%s id %d, %s, %s, votes %d, member %s\n", n.Name, n.ID, n.Mgmt, n.Cluster, n.Votes, n.MemberID)
 	}
+	b.WriteString(r.storeMembers(node))
 	return b.String()
+}
+
+// storeMembers asks a node's store itself, with that node's own certificate.
+func (r *room) storeMembers(node string) string {
+	r.t.Helper()
+	dir := fmt.Sprintf("/proc/%d/root%s/", r.initOf(node), filepath.Join(agent.DefaultPaths().State, "certs"))
+	own, err := tls.LoadX509KeyPair(dir+"node.pem", dir+"node.key")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ca, err := os.ReadFile(dir + "ca.pem")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(ca)
+	tr := &http.Transport{DisableKeepAlives: true, DialContext: r.dial, TLSClientConfig: &tls.Config{Certificates: []tls.Certificate{own}, RootCAs: pool}}
+	url := fmt.Sprintf("https://10.10.1.%s:%d/members", strings.TrimPrefix(node, "n"), etcd.DefaultPeerPort)
+	req, err := http.NewRequestWithContext(r.ctx(5*time.Second), http.MethodGet, url, nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	resp, err := (&http.Client{Transport: tr}).Do(req)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		r.t.Fatalf("%s: %s %v", url, resp.Status, err)
+	}
+	return string(text)
 }
 
 // numbers are those of cluster status.
