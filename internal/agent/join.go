@@ -129,9 +129,12 @@ func askToJoin(ctx context.Context, k joinKey, r joinRequest) (joinReply, error)
 		if err == nil || errors.As(err, &refused) {
 			return reply, err
 		}
+		if errors.Is(err, certs.ErrMismatch) {
+			err = fmt.Errorf("%s belongs to another cluster than the one that made this key", addr)
+		}
 		last = err
 	}
-	return joinReply{}, model.Errorf(model.ErrUnavailable, "no member of cluster %s could be asked: %v: is the network up, and the cluster at these addresses?", k.Cluster, last)
+	return joinReply{}, model.Errorf(model.ErrUnavailable, "no member of cluster %s could be asked: %v: is the network up, and the cluster at these addresses? If so, make a new key with `sauh cluster key` on a member", k.Cluster, last)
 }
 
 func reachable(ctx context.Context, addr string) bool {

@@ -101,7 +101,7 @@ func (r *room) refusesToJoin(t *testing.T, used string) {
 		{"n3", "cluster join " + used, "unknown or was used already"},
 		{"n3", "cluster join " + expired, "expired"},
 		{"n3", "cluster join " + altered(t, good, "secret", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"), "the join key is wrong"},
-		{"n3", "cluster join " + altered(t, good, "fingerprint", strings.Repeat("00", 32)), "the server did not present the cluster CA"},
+		{"n3", "cluster join " + altered(t, good, "fingerprint", strings.Repeat("00", 32)), "belongs to another cluster than the one that made this key"},
 		{"n3", "cluster join sauh1-AAAA", "not a join key"},
 		{"n3", "cluster join " + good[:len(good)-20], "not a join key"},
 		{"n3", "cluster join " + good + " --node-name n2", "the name n2 is taken"},
