@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/certs"
 	"sauh.dev/sauh/internal/core/model"
@@ -62,14 +63,15 @@ func (c *clusterAPI) Status(context.Context) (api.ClusterStatus, error) {
 	if err != nil {
 		return api.ClusterStatus{}, err
 	}
-	manager, _ := getJSON[model.Manager](m.mirror, model.ManagerKey)
+	snap := m.mirror.Snapshot()
+	manager, _ := mirror.Get[model.Manager](snap, model.ManagerKey) // what cannot be read is not shown
 	s := api.ClusterStatus{
 		Name: m.cluster.Name, UUID: m.cluster.UUID, Local: m.name, Quorate: m.st.Quorate(),
-		Leader: m.st.LeaderName(), Manager: manager.Value.Node, ConfigVersion: m.mirror.configVersion(),
+		Leader: m.st.LeaderName(), Manager: manager.Value.Node, ConfigVersion: configVersion(snap),
 	}
 	for _, n := range m.nodes() {
 		row := api.NodeStatus{Node: n}
-		if l, ok := getJSON[model.Live](m.mirror, model.LivePrefix+n.Name); ok {
+		if l, err := mirror.Get[model.Live](snap, model.LivePrefix+n.Name); err == nil && l.Revision != 0 {
 			row.Epoch, row.Fenced = l.Value.Epoch, l.Value.Fenced
 			row.Online = n.Name == m.name || m.live.online(n.Name)
 			if row.Online {
@@ -162,18 +164,6 @@ func (m *member) seed(ctx context.Context, cluster model.Cluster, node model.Nod
 		_, err := m.st.Txn(ctx, t)
 		return err
 	})
-}
-
-// retryNoQuorum repeats f while it reports that there is no quorum, for at most limit.
-func retryNoQuorum(ctx context.Context, limit time.Duration, f func() error) error {
-	deadline := time.Now().Add(limit)
-	for {
-		err := f()
-		if !errors.Is(err, store.ErrNoQuorum) || time.Now().After(deadline) || ctx.Err() != nil {
-			return err
-		}
-		sleep(ctx, 100*time.Millisecond)
-	}
 }
 
 // Key implements api.Cluster.
@@ -392,10 +382,20 @@ func peerURLs(n model.Node) []string {
 	return etcd.PeerURLs([]string{n.Cluster, n.Mgmt}, etcd.DefaultPeerPort)
 }
 
+// configVersion is the highest revision of a configuration file.
+func configVersion(s mirror.Snapshot) int64 {
+	var v int64
+	for kv := range s.All(model.ConfigPrefix) {
+		v = max(v, kv.ModRevision)
+	}
+	return v
+}
+
 // nodes lists the members from the mirror, by number.
 func (m *member) nodes() []model.Node {
 	var out []model.Node
-	for _, r := range listJSON[model.Node](m.mirror, model.NodePrefix) {
+	nodes, _ := mirror.List[model.Node](m.mirror.Snapshot(), model.NodePrefix) // what cannot be read is in the log
+	for _, r := range nodes {
 		out = append(out, r.Value)
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].ID < out[j].ID })
@@ -403,8 +403,11 @@ func (m *member) nodes() []model.Node {
 }
 
 func (m *member) node(name string) (model.Node, error) {
-	r, ok := getJSON[model.Node](m.mirror, model.NodePrefix+name)
-	if !ok {
+	r, err := mirror.Get[model.Node](m.mirror.Snapshot(), model.NodePrefix+name)
+	if err != nil {
+		return model.Node{}, err
+	}
+	if r.Revision == 0 {
 		var names []string
 		for _, n := range m.nodes() {
 			names = append(names, n.Name)
@@ -412,17 +415,4 @@ func (m *member) node(name string) (model.Node, error) {
 		return model.Node{}, model.Errorf(model.ErrNotFound, "node '%s' does not exist: the nodes are %s", name, strings.Join(names, ", "))
 	}
 	return r.Value, nil
-}
-
-// writeError turns the store's errors into sentences.
-func writeError(what string, err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, store.ErrNoQuorum):
-		return model.Errorf(model.ErrNoQuorum, "%s: no quorum: most of the cluster's nodes do not answer, so nothing can be changed now (see `sauh cluster status`)", what)
-	case errors.Is(err, store.ErrConflict):
-		return model.Errorf(model.ErrConflict, "%s: someone else changed it at the same moment: look again and repeat", what)
-	}
-	return fmt.Errorf("%s: %w", what, err)
 }

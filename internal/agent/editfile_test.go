@@ -28,7 +28,7 @@ func TestAnEditIsRepeatedWhenSomebodyElseWasFaster(t *testing.T) {
 	n := newNode(t)
 	n.interfere("config/x", 4)
 	tries := 0
-	must(t, n.m.editFile(t.Context(), "change x", "config/x", func(old []byte) ([]byte, error) {
+	must(t, editFile(t.Context(), n.st, "change x", "config/x", func(old []byte) ([]byte, error) {
 		tries++
 		return append(old, "mine"...), nil
 	}))
@@ -41,7 +41,7 @@ func TestAnEditGivesUpWithASentence(t *testing.T) {
 	n := newNode(t)
 	n.interfere("config/x", 100)
 	tries := 0
-	err := n.m.editFile(t.Context(), "change x", "config/x", func([]byte) ([]byte, error) { tries++; return []byte("mine"), nil })
+	err := editFile(t.Context(), n.st, "change x", "config/x", func([]byte) ([]byte, error) { tries++; return []byte("mine"), nil })
 	refused(t, err, model.ErrConflict, "change x: someone else changed it at the same moment: look again and repeat")
 	if strings.Contains(n.get("config/x"), "mine") || tries != 5 {
 		t.Errorf("after %d tries: %s", tries, n.get("config/x"))
@@ -52,14 +52,14 @@ func TestAnEditThatRefusesWritesNothing(t *testing.T) {
 	n := newNode(t)
 	want := n.put("config/x", "old")
 	no := errors.New("no")
-	if err := n.m.editFile(t.Context(), "change x", "config/x", func([]byte) ([]byte, error) { return []byte("new"), no }); !errors.Is(err, no) {
+	if err := editFile(t.Context(), n.st, "change x", "config/x", func([]byte) ([]byte, error) { return []byte("new"), no }); !errors.Is(err, no) {
 		t.Error(err)
 	}
 	if rev := n.cluster.Revision(); rev != want {
 		t.Errorf("something was written: revision %d after %d", rev, want)
 	}
 	n.st.setQuorum(false)
-	err := n.m.editFile(t.Context(), "change x", "config/x", func([]byte) ([]byte, error) { return []byte("new"), nil })
+	err := editFile(t.Context(), n.st, "change x", "config/x", func([]byte) ([]byte, error) { return []byte("new"), nil })
 	refused(t, err, model.ErrNoQuorum, "change x: no quorum: most of the cluster's nodes do not answer, so nothing can be changed now (see `sauh cluster status`)")
 }
 

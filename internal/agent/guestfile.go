@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
 )
@@ -21,18 +22,18 @@ type guestFile struct {
 
 // guestFiles lists all guests' files by id. A file that cannot be read is an
 // empty configuration here: it still says who owns the guest.
-func (m *member) guestFiles() []guestFile { return m.guestFilesIn(m.mirror) }
+func (m *member) guestFiles() []guestFile { return guestFilesIn(m.mirror.Snapshot()) }
 
-func (m *member) guestFilesIn(rs records) []guestFile {
+func guestFilesIn(s mirror.Snapshot) []guestFile {
 	var out []guestFile
-	for _, kv := range rs.list(model.ConfigPrefix + "nodes/") {
+	for kv := range s.All(model.ConfigPrefix + "nodes/") {
 		node, id, ok := model.ParseGuestConfigKey(kv.Key)
 		if !ok {
 			continue
 		}
-		conf, err := pveconf.ParseGuest(kv.Value)
-		if err != nil {
-			m.log.Warn("guest file cannot be read", "vmid", id, "node", node, "err", err)
+		r, err := mirror.Decode(s, kv.Key, pveconf.ParseGuest)
+		conf := r.Value
+		if err != nil { // which is in the log
 			conf = &pveconf.Guest{}
 		}
 		out = append(out, guestFile{id: id, node: node, conf: conf, raw: kv.Value, revision: kv.ModRevision})
@@ -43,7 +44,7 @@ func (m *member) guestFilesIn(rs records) []guestFile {
 
 // owner says under whose path a guest's file is, from the mirror.
 func (m *member) owner(id model.VMID) (guestFile, error) {
-	for _, kv := range m.mirror.list(model.ConfigPrefix + "nodes/") {
+	for kv := range m.mirror.Snapshot().All(model.ConfigPrefix + "nodes/") {
 		if node, got, ok := model.ParseGuestConfigKey(kv.Key); ok && got == id {
 			return guestFile{id: id, node: node, raw: kv.Value, revision: kv.ModRevision}, nil
 		}
@@ -83,7 +84,7 @@ func (m *member) ownGuestFile(id model.VMID) (guestFile, error) {
 
 func (m *member) guestsOf(node string) []model.VMID {
 	var out []model.VMID
-	for _, kv := range m.mirror.list(model.ConfigPrefix + "nodes/" + node + "/") {
+	for kv := range m.mirror.Snapshot().All(model.ConfigPrefix + "nodes/" + node + "/") {
 		if _, id, ok := model.ParseGuestConfigKey(kv.Key); ok {
 			out = append(out, id)
 		}

@@ -213,7 +213,7 @@ func (g *guestsAPI) SetConfig(ctx context.Context, id model.VMID, set map[string
 		return err
 	}
 	defer unlock()
-	return m.editFile(ctx, "change guest "+id.String(), model.GuestConfigKey(m.name, id), func(old []byte) ([]byte, error) {
+	return editFile(ctx, m.st, "change guest "+id.String(), model.GuestConfigKey(m.name, id), func(old []byte) ([]byte, error) {
 		if digest != "" && digest != pveconf.Digest(old) {
 			return nil, model.Errorf(model.ErrConflict, "detected modified configuration - file changed by other user? Try again.")
 		}

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
@@ -120,7 +122,7 @@ func (m *member) logAction(a ha.Action, err error) {
 
 // runManager minds the whole cluster's guests whenever this node is the manager.
 func (m *member) runManager(ctx context.Context) {
-	changed, stop := m.mirror.subscribe()
+	changed, stop := m.mirror.Subscribe()
 	defer stop()
 	s := ha.New(m.name, ha.DefaultParams())
 	machine{
@@ -134,46 +136,50 @@ func (m *member) runManager(ctx context.Context) {
 	}.run(ctx, changed)
 }
 
+// managerView is what the manager decides from. A record that cannot be read must not look as if it were not there,
+// so then nothing is decided: the view has no quorum.
 func (m *member) managerView() ha.View {
-	snap := m.mirror.snapshot()
-	manager, _ := getJSON[model.Manager](snap, model.ManagerKey)
-	conf, readable := m.haConfig(snap)
+	snap := m.mirror.Snapshot()
+	c, err := readCluster(snap)
+	manager, merr := mirror.Get[model.Manager](snap, model.ManagerKey)
+	nodes, nerr := mirror.List[model.Node](snap, model.NodePrefix)
+	readable := errors.Join(err, merr, nerr) == nil
 	v := ha.View{
-		Revision: snap.rev, Quorate: readable && m.st.Quorate(), Manager: manager.Value, ManagerRevision: manager.Revision,
-		Resources: conf.states, Guests: m.haGuests(snap, conf.storages, ""),
-		Protected: protectedIn(snap), Intents: intentsIn(snap), Statuses: statusesIn(snap),
+		Revision: snap.Revision(), Quorate: readable && m.st.Quorate(), Manager: manager.Value, ManagerRevision: manager.Revision,
+		Resources: c.states, Guests: haGuests(snap, c.storages, ""), Protected: c.protected, Intents: c.intents, Statuses: c.statuses,
 	}
-	for name, n := range listJSON[model.Node](snap, model.NodePrefix) {
+	for name, n := range nodes {
 		verdict, silence := m.live.verdict(name)
 		v.Members = append(v.Members, ha.Member{
-			Name: name, Revision: n.Revision, MemoryMiB: n.Value.MemoryMiB, Storages: sharedOn(conf.storages, name),
+			Name: name, Revision: n.Revision, MemoryMiB: n.Value.MemoryMiB, Storages: sharedOn(c.storages, name),
 			Live: verdict.Live, LiveRevision: verdict.Revision, Silence: silence, MayTake: verdict.May, Why: verdict.Reason,
 		})
 	}
 	return v
 }
 
-// haConfig is what HA reads of the configuration. A file that cannot be read
-// must stop every decision: without it guests would look unprotected, or tied to their node.
-type haConfig struct {
-	storages []pveconf.Storage
-	states   map[model.VMID]pveconf.HAState
+// clusterRecords is what both HA views read of the store.
+type clusterRecords struct {
+	storages  []pveconf.Storage
+	states    map[model.VMID]pveconf.HAState
+	protected map[model.VMID]ha.Protected
+	intents   map[model.VMID]ha.Intent
+	statuses  map[model.VMID]ha.StatusRecord
+	live      map[string]mirror.Record[model.Live]
 }
 
-func (m *member) haConfig(rs records) (haConfig, bool) {
-	stores, _ := rs.get(storageCfgKey)
-	storages, err := pveconf.ParseStorages(stores.Value)
-	if err != nil {
-		m.log.Error("storage.cfg cannot be read, HA decides nothing", "err", err)
-		return haConfig{}, false
-	}
-	kv, _ := rs.get(haResourcesKey)
-	all, err := pveconf.ParseHAResources(kv.Value)
-	if err != nil {
-		m.log.Error("ha/resources.cfg cannot be read, HA decides nothing", "err", err)
-		return haConfig{}, false
-	}
-	return haConfig{storages, statesOf(all)}, true
+// readCluster reads them; with an error nothing may be decided: without one of these records guests would look unprotected,
+// tied to their node, or not under way.
+func readCluster(s mirror.Snapshot) (clusterRecords, error) {
+	storages, err1 := mirror.Decode(s, storageCfgKey, pveconf.ParseStorages)
+	resources, err2 := mirror.Decode(s, haResourcesKey, pveconf.ParseHAResources)
+	c := clusterRecords{storages: storages.Value, states: statesOf(resources.Value)}
+	var err3, err4, err5 error
+	c.protected, err3 = protectedIn(s)
+	c.intents, err4 = intentsIn(s)
+	c.statuses = statusesIn(s)
+	c.live, err5 = mirror.List[model.Live](s, model.LivePrefix)
+	return c, errors.Join(err1, err2, err3, err4, err5)
 }
 
 // sharedOn lists the storages on which node finds other nodes' volumes.
@@ -188,9 +194,9 @@ func sharedOn(all []pveconf.Storage, node string) []string {
 }
 
 // haGuests lists the guests' files as core/ha sees them; node "" means all.
-func (m *member) haGuests(rs records, storages []pveconf.Storage, node string) []ha.Guest {
+func haGuests(s mirror.Snapshot, storages []pveconf.Storage, node string) []ha.Guest {
 	var out []ha.Guest
-	for _, f := range m.guestFilesIn(rs) {
+	for _, f := range guestFilesIn(s) {
 		if node != "" && f.node != node {
 			continue
 		}
@@ -202,32 +208,41 @@ func (m *member) haGuests(rs records, storages []pveconf.Storage, node string) [
 	return out
 }
 
-func byVMID[T, U any](rs records, prefix string, f func(record[T]) U) map[model.VMID]U {
+// byVMID lists the JSON records under prefix by guest. An error names the records that cannot be read.
+func byVMID[T, U any](s mirror.Snapshot, prefix string, f func(mirror.Record[T]) U) (map[model.VMID]U, error) {
 	out := map[model.VMID]U{}
-	for key, rec := range listJSON[T](rs, prefix) {
-		if id, err := model.ParseVMID(key); err == nil {
+	all, err := mirror.List[T](s, prefix)
+	for key, rec := range all {
+		if id, perr := model.ParseVMID(key); perr == nil {
 			out[id] = f(rec)
 		}
 	}
-	return out
+	return out, err
 }
 
-func protectedIn(rs records) map[model.VMID]ha.Protected {
-	return byVMID(rs, model.ProtectedPrefix, func(r record[model.Protected]) ha.Protected {
+func protectedIn(s mirror.Snapshot) (map[model.VMID]ha.Protected, error) {
+	return byVMID(s, model.ProtectedPrefix, func(r mirror.Record[model.Protected]) ha.Protected {
 		return ha.Protected{Protected: r.Value, Revision: r.Revision}
 	})
 }
 
-func intentsIn(rs records) map[model.VMID]ha.Intent {
-	return byVMID(rs, model.IntentPrefix, func(r record[model.Intent]) ha.Intent {
+func intentsIn(s mirror.Snapshot) (map[model.VMID]ha.Intent, error) {
+	return byVMID(s, model.IntentPrefix, func(r mirror.Record[model.Intent]) ha.Intent {
 		return ha.Intent{Intent: r.Value, Revision: r.Revision}
 	})
 }
 
-func statusesIn(rs records) map[model.VMID]ha.StatusRecord {
-	return byVMID(rs, model.HAStatusPrefix+"vm:", func(r record[ha.Status]) ha.StatusRecord {
-		return ha.StatusRecord{Status: r.Value, Revision: r.Revision}
-	})
+// statusesIn lists what HA last said. Nothing is decided by it alone, so one that cannot be read is an empty one: it is written over.
+func statusesIn(s mirror.Snapshot) map[model.VMID]ha.StatusRecord {
+	out := map[model.VMID]ha.StatusRecord{}
+	prefix := model.HAStatusPrefix + "vm:"
+	for kv := range s.All(prefix) {
+		r, _ := mirror.Get[ha.Status](s, kv.Key) // what cannot be read is in the log
+		if id, err := model.ParseVMID(strings.TrimPrefix(kv.Key, prefix)); err == nil {
+			out[id] = ha.StatusRecord{Status: r.Value, Revision: r.Revision}
+		}
+	}
+	return out
 }
 
 // doManager carries out the manager's decisions: each is one transaction.
@@ -276,7 +291,7 @@ func (m *member) moveFile(ctx context.Context, a ha.Move) (int64, error) {
 
 // runWorker keeps this node's HA resources in the state asked for.
 func (m *member) runWorker(ctx context.Context) {
-	changed, stop := m.mirror.subscribe()
+	changed, stop := m.mirror.Subscribe()
 	defer stop()
 	w := ha.NewWorker(m.name, ha.DefaultParams())
 	machine{
@@ -310,17 +325,18 @@ func (m *member) feedEnds(w ha.Worker, now time.Duration, actions *[]ha.Action) 
 	}
 }
 
+// workerView is what the worker decides from; as with managerView, what cannot be read ends every decision.
 func (m *member) workerView() ha.LocalView {
-	snap := m.mirror.snapshot()
+	snap := m.mirror.Snapshot()
 	_, valid := m.live.valid()
-	conf, readable := m.haConfig(snap)
+	c, err := readCluster(snap)
 	v := ha.LocalView{
-		Revision: snap.rev, Quorate: readable && m.st.Quorate(), LeaseValid: valid,
-		Guests: m.haGuests(snap, conf.storages, m.name), Resources: conf.states,
-		Protected: protectedIn(snap), Intents: intentsIn(snap), Statuses: statusesIn(snap),
+		Revision: snap.Revision(), Quorate: err == nil && m.st.Quorate(), LeaseValid: valid,
+		Guests: haGuests(snap, c.storages, m.name), Resources: c.states,
+		Protected: c.protected, Intents: c.intents, Statuses: c.statuses,
 		Fenced: map[string]uint64{}, Processes: map[model.VMID]ha.Process{}, Busy: m.locks.holders(),
 	}
-	for name, l := range listJSON[model.Live](snap, model.LivePrefix) {
+	for name, l := range c.live {
 		if l.Value.Fenced {
 			v.Fenced[name] = l.Value.Epoch
 		}
@@ -434,7 +450,7 @@ func (m *member) doDiscard(ctx context.Context, a ha.Discard) error {
 	if p == nil {
 		return nil
 	}
-	intent, err := readJSON[model.Intent](ctx, m.st, model.IntentPrefix+a.VMID.String())
+	intent, err := mirror.Read[model.Intent](ctx, m.st, model.IntentPrefix+a.VMID.String())
 	if err != nil {
 		return err
 	}

@@ -232,7 +232,7 @@ func TestTheManagersViewShowsTheStoreAsOfOneRevision(t *testing.T) {
 	n.put(model.IntentPrefix+"200", `{"vmid":200,"source":"n2","target":"n1"}`)
 	n.put(model.HAStatusPrefix+"vm:100", `{"state":"started","node":"n1"}`)
 	v := n.m.managerView()
-	rev := func(key string) int64 { kv, _ := n.m.mirror.get(key); return kv.ModRevision }
+	rev := func(key string) int64 { kv, _ := n.m.mirror.Snapshot().Get(key); return kv.ModRevision }
 	members := map[string]ha.Member{}
 	for _, m := range v.Members {
 		m.Silence, m.Why = 0, ""
@@ -280,9 +280,14 @@ func TestAGuestThatOnlyItsNodeCanRunSaysWhy(t *testing.T) {
 
 // Without these files guests would look unprotected, or tied to their node.
 func TestHADecidesNothingWhileItsConfigurationCannotBeRead(t *testing.T) {
-	for _, key := range []string{haResourcesKey, storageCfgKey} {
+	for _, key := range []string{
+		haResourcesKey, storageCfgKey, model.ProtectedPrefix + "100", model.IntentPrefix + "100", model.LivePrefix + "n2",
+	} {
 		t.Run(key, func(t *testing.T) {
 			n := haNode(t)
+			for _, record := range []string{model.ProtectedPrefix + "100", model.IntentPrefix + "100", model.LivePrefix + "n2"} {
+				n.put(record, "{}")
+			}
 			good := n.get(key)
 			n.put(key, "not a section\n")
 			if v := n.m.managerView(); v.Quorate {
@@ -303,6 +308,30 @@ func TestHADecidesNothingWhileItsConfigurationCannotBeRead(t *testing.T) {
 	}
 }
 
+func TestTheManagerDecidesNothingWhileWhoIsManagerOrMemberCannotBeRead(t *testing.T) {
+	for _, key := range []string{model.ManagerKey, model.NodePrefix + "n2"} {
+		n := haNode(t)
+		n.put(key, "{")
+		if n.m.managerView().Quorate {
+			t.Errorf("without %s the manager decides", key)
+		}
+	}
+}
+
+// Nothing rests on what HA last said, so a damaged status is written over and stops nobody.
+func TestADamagedStatusStopsNobody(t *testing.T) {
+	n := haNode(t)
+	rev := n.put(model.HAStatusPrefix+"vm:100", "{")
+	for _, got := range []map[model.VMID]ha.StatusRecord{n.m.managerView().Statuses, n.m.workerView().Statuses} {
+		if diff := cmp.Diff(map[model.VMID]ha.StatusRecord{100: {Revision: rev}}, got); diff != "" {
+			t.Error(diff)
+		}
+	}
+	if !n.m.managerView().Quorate || !n.m.workerView().Quorate {
+		t.Error("nothing is decided")
+	}
+}
+
 func TestTheWorkersViewShowsThisNodesGuests(t *testing.T) {
 	n := haNode(t)
 	n.runs(100)
@@ -318,7 +347,7 @@ func TestTheWorkersViewShowsThisNodesGuests(t *testing.T) {
 	}
 	n.leased(2)
 	v := n.m.workerView()
-	kv, _ := n.m.mirror.get(model.GuestConfigKey("n1", 100))
+	kv, _ := n.m.mirror.Snapshot().Get(model.GuestConfigKey("n1", 100))
 	want := ha.LocalView{
 		Revision: n.cluster.Revision(), Quorate: true, LeaseValid: true,
 		Guests:    []ha.Guest{{VMID: 100, Node: "n1", Revision: kv.ModRevision, MemoryMiB: 256, Storages: []string{"nas"}}},
@@ -354,7 +383,7 @@ func TestAMoveTakesFileAndProtectionAlong(t *testing.T) {
 	n := haNode(t)
 	n.put(model.ProtectedPrefix+"200", `{"node":"n2"}`)
 	n.put(model.LivePrefix+"n2", `{"boot_id":"b","epoch":5,"fenced":true}`)
-	rev := func(key string) int64 { kv, _ := n.m.mirror.get(key); return kv.ModRevision }
+	rev := func(key string) int64 { kv, _ := n.m.mirror.Snapshot().Get(key); return kv.ModRevision }
 	from, to := model.GuestConfigKey("n2", 200), model.GuestConfigKey("n1", 200)
 	file := n.get(from)
 	good := ha.Move{

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
@@ -20,16 +21,13 @@ func (h *haAPI) member() (*member, error) { return (*Agent)(h).member() }
 
 // resources reads ha/resources.cfg from the mirror.
 func (m *member) resources() ([]pveconf.HAResource, error) {
-	kv, _ := m.mirror.get(haResourcesKey)
-	return pveconf.ParseHAResources(kv.Value)
+	r, err := mirror.Decode(m.mirror.Snapshot(), haResourcesKey, pveconf.ParseHAResources)
+	return r.Value, err
 }
 
 // haStates maps each guest that is an HA resource to the state asked for; those ignored are none.
 func (m *member) haStates() map[model.VMID]pveconf.HAState {
-	all, err := m.resources()
-	if err != nil {
-		m.log.Error("ha/resources.cfg cannot be read, HA does nothing", "err", err)
-	}
+	all, _ := m.resources() // what cannot be read is in the log, and HA decides nothing by it
 	return statesOf(all)
 }
 
@@ -112,7 +110,7 @@ func findResource(all []pveconf.HAResource, id model.VMID) int {
 }
 
 func (m *member) editResources(ctx context.Context, what string, f func([]pveconf.HAResource) ([]pveconf.HAResource, error)) error {
-	return m.editFile(ctx, what, haResourcesKey, func(old []byte) ([]byte, error) {
+	return editFile(ctx, m.st, what, haResourcesKey, func(old []byte) ([]byte, error) {
 		all, err := pveconf.ParseHAResources(old)
 		if err != nil {
 			return nil, err
@@ -188,7 +186,8 @@ func (h *haAPI) HAStatus(ctx context.Context) (api.HAStatus, error) {
 	if err != nil {
 		return api.HAStatus{}, err
 	}
-	manager, _ := getJSON[model.Manager](m.mirror, model.ManagerKey)
+	snap := m.mirror.Snapshot()
+	manager, _ := mirror.Get[model.Manager](snap, model.ManagerKey) // what cannot be read is not shown
 	out := api.HAStatus{Manager: manager.Value.Node, Quorate: m.st.Quorate()}
 	for _, n := range m.nodes() {
 		out.Nodes = append(out.Nodes, m.live.haNode(n.Name))
@@ -196,8 +195,8 @@ func (h *haAPI) HAStatus(ctx context.Context) (api.HAStatus, error) {
 	out.Services, err = h.HAResources(ctx)
 	for i := range out.Services {
 		s := &out.Services[i]
-		rec, ok := getJSON[ha.Status](m.mirror, model.HAStatusPrefix+s.SID)
-		if ok {
+		rec, err := mirror.Get[ha.Status](snap, model.HAStatusPrefix+s.SID)
+		if err == nil && rec.Revision != 0 {
 			s.Status, s.Reason = string(rec.Value.State), rec.Value.Reason
 		}
 		if id, err := pveconf.ParseSID(s.SID); err == nil {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/certs"
 	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
@@ -201,8 +202,8 @@ func newNode(t *testing.T) *node {
 	must(t, err)
 	m.caFingerprint = certs.Fingerprint(ca.Cert)
 	must(t, m.seed(t.Context(), m.cluster, model.Node{Name: "n1", ID: 1, Votes: 1, Mgmt: "10.0.0.1", Cluster: "10.0.1.1"}, ca))
-	m.wg.Go(func() { m.mirror.run(m.ctx) })
-	<-m.mirror.loaded
+	m.wg.Go(func() { m.mirror.Run(m.ctx) })
+	<-m.mirror.Loaded()
 	a.current.Store(m)
 	return n
 }
@@ -216,7 +217,7 @@ func newTestMember(a *Agent, st memberStore) *member {
 	m.locks = newGuestLocks(m.kick)
 	m.live = newLiveness(m)
 	m.procs = newProcs(m)
-	m.mirror = newMirror(st, a.log, m.live.observe)
+	m.mirror = mirror.New(st, a.log, m.live.observe)
 	return m
 }
 
@@ -262,7 +263,7 @@ func (n *node) delete(key string) {
 func (n *node) follow() {
 	n.t.Helper()
 	want := n.cluster.Revision()
-	eventually(n.t, "the mirror follows", func() bool { return n.m.mirror.snapshot().rev >= want })
+	eventually(n.t, "the mirror follows", func() bool { return n.m.mirror.Snapshot().Revision() >= want })
 }
 
 // get returns a key's value, "" if there is none.

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"time"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/certs"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/store"
@@ -230,11 +231,11 @@ func (m *member) admit(ctx context.Context, r joinRequest, now time.Time) (joinR
 	return joinReply{Cluster: m.cluster, Node: node, CA: string(certs.EncodeCert(ca.Cert)), Cert: string(certs.EncodeCert(cert)), Initial: initial}, nil
 }
 
-func (m *member) checkSecret(ctx context.Context, r joinRequest, now time.Time) (record[joinSecret], error) {
+func (m *member) checkSecret(ctx context.Context, r joinRequest, now time.Time) (mirror.Record[joinSecret], error) {
 	refuse := func(why string) error {
 		return model.Errorf(model.ErrInvalid, "the join key %s: make a new one with `sauh cluster key` on a member", why)
 	}
-	s, err := readJSON[joinSecret](ctx, m.st, model.JoinPrefix+r.ID)
+	s, err := mirror.Read[joinSecret](ctx, m.st, model.JoinPrefix+r.ID)
 	switch {
 	case err != nil:
 		return s, writeError("check the join key", err)
@@ -281,7 +282,7 @@ func (m *member) newNode(ctx context.Context, n model.Node, now time.Time) (mode
 // reserve uses the secret up and records the node, without a vote yet. The
 // cluster's record, read before the nodes were, is compared and written again,
 // so that of two joins at once one starts over and no number is given twice.
-func (m *member) reserve(ctx context.Context, r joinRequest, s record[joinSecret], cluster store.KV, n model.Node) error {
+func (m *member) reserve(ctx context.Context, r joinRequest, s mirror.Record[joinSecret], cluster store.KV, n model.Node) error {
 	_, err := m.st.Txn(ctx, store.Txn{
 		If: []store.Cond{
 			{Key: model.JoinPrefix + r.ID, Revision: s.Revision},
@@ -315,7 +316,7 @@ func (m *member) promote(name, id string) {
 		sleep(ctx, 200*time.Millisecond)
 	}
 	err := retryNoQuorum(ctx, joinLimit, func() error {
-		n, err := readJSON[model.Node](ctx, m.st, model.NodePrefix+name)
+		n, err := mirror.Read[model.Node](ctx, m.st, model.NodePrefix+name)
 		if err != nil || n.Revision == 0 {
 			return err
 		}
@@ -335,7 +336,7 @@ func (m *member) promote(name, id string) {
 }
 
 // takeBack undoes reserve and AddLearner.
-func (m *member) takeBack(name, id string, secret *record[joinSecret], secretID string) {
+func (m *member) takeBack(name, id string, secret *mirror.Record[joinSecret], secretID string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), 10*time.Second)
 	defer cancel()
 	err := m.deleteRecords(ctx, name)

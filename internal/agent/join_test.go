@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/agent/move"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/certs"
@@ -124,7 +125,7 @@ func TestANodeIsAdmitted(t *testing.T) {
 	}
 	close(n.st.promote)
 	eventually(t, "n2 votes", func() bool {
-		rec, err := readJSON[model.Node](t.Context(), n.st, model.NodePrefix+"n2")
+		rec, err := mirror.Read[model.Node](t.Context(), n.st, model.NodePrefix+"n2")
 		return err == nil && rec.Value.Votes == 1 && rec.Value.MemberID == "2"
 	})
 	second := r
@@ -199,7 +200,7 @@ func TestAClockThatIsTwoSecondsOffIsAllowed(t *testing.T) {
 func TestAKeyEndsAtItsSecond(t *testing.T) {
 	n := newNode(t)
 	r := n.request(2, time.Now())
-	rec, err := readJSON[joinSecret](t.Context(), n.st, model.JoinPrefix+r.ID)
+	rec, err := mirror.Read[joinSecret](t.Context(), n.st, model.JoinPrefix+r.ID)
 	must(t, err)
 	end := time.Unix(rec.Value.Expires, 0)
 	r.Time = end.UnixNano()

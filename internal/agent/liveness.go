@@ -324,7 +324,7 @@ func (l *liveness) firstEpoch(ctx context.Context) uint64 {
 			return err
 		})
 		if err == nil {
-			kv, _ := l.m.mirror.get(model.NodePrefix + l.m.name)
+			kv, _ := l.m.mirror.Snapshot().Get(model.NodePrefix + l.m.name)
 			return max(s.Epoch+1, uint64(kv.CreateRevision))
 		}
 		l.m.log.Warn("the guard does not answer, so this node does not count as alive", "err", err)

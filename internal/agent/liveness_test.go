@@ -302,7 +302,7 @@ func TestTheFirstEpochIsAboveEveryEarlierOne(t *testing.T) {
 			g.mu.Lock()
 			g.status.Epoch = known
 			g.mu.Unlock()
-			kv, _ := n.m.mirror.get(model.NodePrefix + "n1")
+			kv, _ := n.m.mirror.Snapshot().Get(model.NodePrefix + "n1")
 			n.lives()
 			eventually(t, "the node registered", func() bool { return n.get(liveKey) != "" })
 			if got, want := n.live().Epoch, max(known+1, uint64(kv.CreateRevision)); got != want {

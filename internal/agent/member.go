@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/agent/move"
 	"sauh.dev/sauh/internal/certs"
 	"sauh.dev/sauh/internal/core/model"
@@ -53,7 +54,7 @@ type member struct {
 	caFingerprint string
 	log           *slog.Logger
 	st            memberStore
-	mirror        *mirror
+	mirror        *mirror.Mirror
 	live          *liveness
 	procs         *procs
 	locks         *guestLocks
@@ -126,10 +127,10 @@ func (a *Agent) openMember(ctx context.Context, ms *Membership) (*member, error)
 	m.locks = newGuestLocks(m.kick)
 	m.live = newLiveness(m)
 	m.procs = newProcs(m)
-	m.mirror = newMirror(m.st, a.log, m.live.observe)
-	m.wg.Go(func() { m.mirror.run(m.ctx) })
+	m.mirror = mirror.New(m.st, a.log, m.live.observe)
+	m.wg.Go(func() { m.mirror.Run(m.ctx) })
 	select {
-	case <-m.mirror.loaded:
+	case <-m.mirror.Loaded():
 		return m, nil
 	case <-m.st.Done():
 		err = fmt.Errorf("the store ended: %w", m.st.Err())
@@ -285,7 +286,7 @@ func (m *member) publishSelf(ctx context.Context) {
 // publishOnce reports whether the record says what it should.
 func (m *member) publishOnce(ctx context.Context) bool {
 	key := model.NodePrefix + m.name
-	rec, err := readJSON[model.Node](ctx, m.st, key)
+	rec, err := mirror.Read[model.Node](ctx, m.st, key)
 	if err != nil || rec.Revision == 0 {
 		return false
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/certs"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/store"
@@ -56,10 +57,10 @@ func TestAJoinAgainstARealStore(t *testing.T) {
 		}
 	})
 	must(t, m.seed(t.Context(), m.cluster, self, ca))
-	m.wg.Go(func() { m.mirror.run(m.ctx) })
-	<-m.mirror.loaded
+	m.wg.Go(func() { m.mirror.Run(m.ctx) })
+	<-m.mirror.Loaded()
 	a.current.Store(m)
-	if rec, err := readJSON[model.Node](t.Context(), st, model.NodePrefix+"n1"); err != nil || rec.Value.MemberID != st.MemberID() {
+	if rec, err := mirror.Read[model.Node](t.Context(), st, model.NodePrefix+"n1"); err != nil || rec.Value.MemberID != st.MemberID() {
 		t.Errorf("the first record is %+v: %v", rec.Value, err)
 	}
 	if err := m.seed(t.Context(), m.cluster, self, ca); !errors.Is(err, store.ErrConflict) {

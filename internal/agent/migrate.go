@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"sauh.dev/sauh/internal/agent/move"
+	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/migrate"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
@@ -345,7 +346,7 @@ func (m *member) resolveInterrupted(ctx context.Context) {
 			m.settle(ctx, id)
 		}
 	}
-	for id, in := range intentsIn(m.mirror) {
+	for id, in := range m.intents() {
 		if in.Source == m.name || in.Target == m.name {
 			m.settle(ctx, id)
 		}
@@ -353,7 +354,7 @@ func (m *member) resolveInterrupted(ctx context.Context) {
 	m.wg.Go(func() {
 		for ctx.Err() == nil {
 			sleep(ctx, recoverAgain)
-			for id, in := range intentsIn(m.mirror) {
+			for id, in := range m.intents() {
 				if in.Source == m.name {
 					m.settle(ctx, id)
 				}
@@ -383,4 +384,10 @@ func (m *member) settle(ctx context.Context, id model.VMID) {
 			sleep(ctx, recoverAgain)
 		}
 	})
+}
+
+// intents are the migrations under way. One whose record cannot be read is nobody's to settle.
+func (m *member) intents() map[model.VMID]ha.Intent {
+	all, _ := intentsIn(m.mirror.Snapshot())
+	return all
 }

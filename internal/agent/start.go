@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
@@ -29,8 +30,8 @@ const startDeadline = 40 * time.Second
 // ownership is what the store says of a guest, read linearizably.
 type ownership struct {
 	conf      store.KV // this node's file
-	protected record[model.Protected]
-	intent    record[model.Intent]
+	protected mirror.Record[model.Protected]
+	intent    mirror.Record[model.Intent]
 	state     pveconf.HAState // "" for a guest that is no HA resource
 }
 
@@ -47,10 +48,10 @@ func (m *member) readOwnership(ctx context.Context, id model.VMID, owner string)
 		return o, writeError(what, err)
 	}
 	o.conf = kv
-	if o.protected, err = readJSON[model.Protected](ctx, m.st, model.ProtectedPrefix+id.String()); err != nil {
+	if o.protected, err = mirror.Read[model.Protected](ctx, m.st, model.ProtectedPrefix+id.String()); err != nil {
 		return o, writeError(what, err)
 	}
-	if o.intent, err = readJSON[model.Intent](ctx, m.st, model.IntentPrefix+id.String()); err != nil {
+	if o.intent, err = mirror.Read[model.Intent](ctx, m.st, model.IntentPrefix+id.String()); err != nil {
 		return o, writeError(what, err)
 	}
 	res, err := m.st.Get(ctx, haResourcesKey, store.Linearizable)

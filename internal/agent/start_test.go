@@ -349,7 +349,7 @@ func TestTheWorkerAcknowledgesAfterTheGuardConfirmed(t *testing.T) {
 	n, _, d := startNode(t)
 	n.put(haResourcesKey, "vm: 100\n")
 	n.leased(7)
-	kv, _ := n.m.mirror.get(model.GuestConfigKey("n1", 100))
+	kv, _ := n.m.mirror.Snapshot().Get(model.GuestConfigKey("n1", 100))
 	ack := ha.Acknowledge{VMID: 100, Node: "n1", ConfigRevision: kv.ModRevision}
 	stale := ack
 	stale.ConfigRevision--

@@ -2,11 +2,11 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"strings"
 	"time"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
@@ -30,8 +30,8 @@ func (s *storagesAPI) member() (*member, error) { return (*Agent)(s).member() }
 
 // storages reads storage.cfg from the mirror.
 func (m *member) storages() ([]pveconf.Storage, error) {
-	kv, _ := m.mirror.get(storageCfgKey)
-	return pveconf.ParseStorages(kv.Value)
+	r, err := mirror.Decode(m.mirror.Snapshot(), storageCfgKey, pveconf.ParseStorages)
+	return r.Value, err
 }
 
 func (m *member) storageConfig(name string) (pveconf.Storage, error) {
@@ -170,7 +170,7 @@ func (s *storagesAPI) RemoveStorage(ctx context.Context, name string) error {
 }
 
 func (m *member) editStorages(ctx context.Context, what string, f func([]pveconf.Storage) ([]pveconf.Storage, error)) error {
-	return m.editFile(ctx, what, storageCfgKey, func(old []byte) ([]byte, error) {
+	return editFile(ctx, m.st, what, storageCfgKey, func(old []byte) ([]byte, error) {
 		all, err := pveconf.ParseStorages(old)
 		if err != nil {
 			return nil, err
@@ -180,26 +180,6 @@ func (m *member) editStorages(ctx context.Context, what string, f func([]pveconf
 		}
 		return pveconf.PrintStorages(all)
 	})
-}
-
-// editFile changes one configuration file by read, change, compare and write,
-// again when somebody else was faster.
-func (m *member) editFile(ctx context.Context, what, key string, f func([]byte) ([]byte, error)) error {
-	for range 5 {
-		kv, err := m.st.Get(ctx, key, store.Linearizable)
-		if err != nil && !errors.Is(err, store.ErrNotFound) {
-			return writeError(what, err)
-		}
-		next, err := f(kv.Value)
-		if err != nil {
-			return err
-		}
-		_, err = m.st.Txn(ctx, store.Txn{If: []store.Cond{{Key: key, Revision: kv.ModRevision}}, Then: []store.Op{store.Put(key, next)}})
-		if !errors.Is(err, store.ErrConflict) {
-			return writeError(what, err)
-		}
-	}
-	return writeError(what, store.ErrConflict)
 }
 
 // Content implements api.Storages.
