@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"sauh.dev/sauh/internal/agent/move"
+	"sauh.dev/sauh/internal/agent/task"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
@@ -40,7 +41,7 @@ type Agent struct {
 	opts  Options
 	cfg   Config
 	log   *slog.Logger
-	tasks *tasks
+	tasks *task.List
 	host  *hostInfo
 	boot  string // boot id
 	// handler is the API; the listeners of a member serve it too.
@@ -88,7 +89,7 @@ func newAgent(ctx context.Context, opts Options) (*Agent, error) {
 		return nil, fmt.Errorf("read the boot id: %w", err)
 	}
 	a := &Agent{opts: opts, cfg: cfg, log: opts.Log, boot: boot, host: &hostInfo{probed: make(chan struct{})}, fatal: make(chan error, 1)}
-	a.tasks, err = newTasks(ctx, opts.Paths.tasks(), a.nodeName, opts.Log)
+	a.tasks, err = task.Open(ctx, opts.Paths.tasks(), a.nodeName, opts.Log)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +128,7 @@ func (a *Agent) run(ctx context.Context) error {
 	case err = <-served:
 	case err = <-a.fatal:
 	}
-	a.tasks.stop(move.ErrAbandoned)
+	a.tasks.Stop(move.ErrAbandoned)
 	a.stopMember()
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()

@@ -18,6 +18,7 @@ import (
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/store"
 	"sauh.dev/sauh/internal/store/etcd"
+	"sauh.dev/sauh/internal/sys"
 )
 
 // clusterAPI is the agent in its role as api.Cluster.
@@ -365,7 +366,7 @@ func (a *Agent) saveCerts(pair certs.Pair, ca *x509.Certificate) error {
 	if err := os.MkdirAll(filepath.Dir(p.caCert()), 0o700); err != nil {
 		return fmt.Errorf("certificate directory: %w", err)
 	}
-	return errors.Join(pair.Save(p.nodeCert(), p.nodeKey()), certs.WriteFile(p.caCert(), certs.EncodeCert(ca)))
+	return errors.Join(pair.Save(p.nodeCert(), p.nodeKey()), sys.WriteFile(p.caCert(), certs.EncodeCert(ca)))
 }
 
 // wipeMembership removes everything that made this machine a member.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/sys"
 )
 
 // Config is /etc/sauh/agent.json, written by an administrator or an installer.
@@ -109,26 +110,5 @@ func saveJSON(path string, v any) error {
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
 	}
-	return writeFile(path, append(data, '\n'), 0o600)
-}
-
-// writeFile replaces a file so that after a crash it is either the old or the new one.
-func writeFile(path string, data []byte, mode fs.FileMode) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer os.Remove(tmp.Name()) //nolint:errcheck // gone when the rename succeeded
-	_, err = tmp.Write(data)
-	err = errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
+	return sys.WriteFile(path, append(data, '\n'))
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"sauh.dev/sauh/internal/agent/task"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
@@ -38,14 +39,14 @@ func (g *guestsAPI) Create(_ context.Context, r api.CreateGuestRequest) (string,
 	if err != nil {
 		return "", err
 	}
-	return m.guestTask("qmcreate", r.VMID, "create", func(ctx context.Context, t *task) error {
+	return m.guestTask("qmcreate", r.VMID, "create", func(ctx context.Context, t *task.Task) error {
 		if err := m.create(ctx, r.VMID, plan, t); err != nil {
 			return err
 		}
 		if !r.Start {
 			return nil
 		}
-		if err := m.startGuest(ctx, startRequest{id: r.VMID, log: t.logf}); err != nil {
+		if err := m.startGuest(ctx, startRequest{id: r.VMID, log: t.Logf}); err != nil {
 			return fmt.Errorf("it was created and stays, but does not start: %w", err)
 		}
 		return nil
@@ -144,7 +145,7 @@ func (m *member) planDisk(plan *newGuest, id model.VMID, key, value string) erro
 	return nil
 }
 
-func (m *member) create(ctx context.Context, id model.VMID, plan *newGuest, t *task) (err error) {
+func (m *member) create(ctx context.Context, id model.VMID, plan *newGuest, t *task.Task) (err error) {
 	var made []storage.Volume
 	defer func() {
 		var keep *keepVolumes
@@ -158,7 +159,7 @@ func (m *member) create(ctx context.Context, id model.VMID, plan *newGuest, t *t
 			return fmt.Errorf("%s: %w", v.key, err)
 		}
 		made = append(made, vol)
-		t.logf("%s: created volume %s of %d bytes", v.key, vol.ID, vol.Size)
+		t.Logf("%s: created volume %s of %d bytes", v.key, vol.ID, vol.Size)
 		props := v.props.Without("import-from", "format").Set("file", vol.ID).Set("size", printSize(vol.Size))
 		if err := plan.conf.Set(v.key, props.Print(pveconf.DiskFormat())); err != nil {
 			return err
@@ -184,7 +185,7 @@ func (m *member) create(ctx context.Context, id model.VMID, plan *newGuest, t *t
 
 // createdAfterAll finds out whether a transaction whose answer was lost was committed. While nobody knows, and
 // a late commit is always possible, the volumes are kept: a guest without its disks is worse than a volume without a guest.
-func (m *member) createdAfterAll(ctx context.Context, id model.VMID, want []byte, made []storage.Volume, t *task) error {
+func (m *member) createdAfterAll(ctx context.Context, id model.VMID, want []byte, made []storage.Volume, t *task.Task) error {
 	var kv store.KV
 	err := retryNoQuorum(ctx, startDeadline, func() (err error) {
 		kv, err = m.st.Get(ctx, model.GuestConfigKey(m.name, id), store.Linearizable)
@@ -194,7 +195,7 @@ func (m *member) createdAfterAll(ctx context.Context, id model.VMID, want []byte
 		return nil
 	}
 	for _, v := range made {
-		t.logf("WARN: volume %s is kept: it is not certain that guest %s was not created", v.ID, id)
+		t.Logf("WARN: volume %s is kept: it is not certain that guest %s was not created", v.ID, id)
 	}
 	return &keepVolumes{writeError("create guest "+id.String(), store.ErrNoQuorum)}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"sauh.dev/sauh/internal/agent/task"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
@@ -26,7 +27,7 @@ func (n *node) run(upid string, err error) error {
 	if err != nil {
 		return err
 	}
-	return n.a.tasks.waitErr(n.t.Context(), upid)
+	return n.a.tasks.Wait(n.t.Context(), upid)
 }
 
 func (n *node) create(id model.VMID, params ...string) error {
@@ -207,7 +208,7 @@ func TestTheVolumesGoAgainWhenALaterOneCannotBeMade(t *testing.T) {
 func TestTheVolumesGoAgainWhenTheTaskIsStopped(t *testing.T) {
 	n := newNode(t)
 	n.storage("nas", "")
-	n.st.onTxn(func(tx store.Txn) error { n.a.tasks.cancel(errors.New("stop")); return context.Canceled })
+	n.st.onTxn(func(tx store.Txn) error { go n.a.tasks.Stop(errors.New("stop")); return context.Canceled })
 	if err := n.create(100, "scsi0", "nas:1"); err == nil {
 		t.Error("the guest was created")
 	}
@@ -331,8 +332,9 @@ func TestDestroyLooksAgainUnderTheLock(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n.put(key, "name: mine\n")
 			undo := change()
-			upid := n.a.tasks.start("qmdestroy", "100", func(ctx context.Context, tk *task) error { return n.m.destroy(ctx, 100, tk) })
-			if err := n.a.tasks.waitErr(t.Context(), upid); !errors.Is(err, model.ErrBusy) {
+			upid, err := n.a.tasks.Start("qmdestroy", "100", func(ctx context.Context, tk *task.Task) error { return n.m.destroy(ctx, 100, tk) })
+			must(t, err)
+			if err := n.a.tasks.Wait(t.Context(), upid); !errors.Is(err, model.ErrBusy) {
 				t.Errorf("answered with %v", err)
 			}
 			if n.get(key) == "" {

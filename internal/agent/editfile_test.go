@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"sauh.dev/sauh/internal/agent/task"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
@@ -197,13 +198,13 @@ func TestAGuestHasOneOperationAtATime(t *testing.T) {
 func TestATaskHoldsTheGuestsLockUntilItsEnd(t *testing.T) {
 	n := newNode(t)
 	end := make(chan struct{})
-	upid, err := n.m.guestTask("qmstart", 100, "start", func(context.Context, *task) error { <-end; return nil })
+	upid, err := n.m.guestTask("qmstart", 100, "start", func(context.Context, *task.Task) error { <-end; return nil })
 	must(t, err)
 	if _, err := n.m.guestTask("qmstop", 100, "stop", nil); !errors.Is(err, model.ErrBusy) {
 		t.Errorf("a second task: %v", err)
 	}
 	close(end)
-	must(t, n.a.tasks.waitErr(t.Context(), upid))
+	must(t, n.a.tasks.Wait(t.Context(), upid))
 	if held := n.m.locks.holders(); len(held) > 0 {
 		t.Errorf("still held: %v", held)
 	}

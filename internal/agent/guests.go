@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"sauh.dev/sauh/internal/agent/task"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
@@ -320,11 +321,11 @@ func (g *guestsAPI) Start(ctx context.Context, id model.VMID) (string, error) {
 	if p := m.procs.get(id); p != nil {
 		return "", model.Errorf(model.ErrBusy, "VM %s already running", id)
 	}
-	return m.guestTask("qmstart", id, "start", func(ctx context.Context, t *task) error {
+	return m.guestTask("qmstart", id, "start", func(ctx context.Context, t *task.Task) error {
 		if err := m.requestState(ctx, id, pveconf.HAStopped, pveconf.HAStarted); err != nil {
 			return err
 		}
-		return m.startGuest(ctx, startRequest{id: id, log: t.logf})
+		return m.startGuest(ctx, startRequest{id: id, log: t.Logf})
 	})
 }
 
@@ -345,15 +346,19 @@ func (g *guestsAPI) own(_ context.Context, id model.VMID) (*member, guestFile, e
 }
 
 // guestTask runs f as a task that holds the guest's lock.
-func (m *member) guestTask(typ string, id model.VMID, what string, f func(context.Context, *task) error) (string, error) {
+func (m *member) guestTask(typ string, id model.VMID, what string, f func(context.Context, *task.Task) error) (string, error) {
 	unlock, err := m.locks.tryLock(id, what)
 	if err != nil {
 		return "", err
 	}
-	return m.agent.tasks.start(typ, id.String(), func(ctx context.Context, t *task) error {
+	upid, err := m.agent.tasks.Start(typ, id.String(), func(ctx context.Context, t *task.Task) error {
 		defer unlock()
 		return f(ctx, t)
-	}), nil
+	})
+	if err != nil {
+		unlock()
+	}
+	return upid, err
 }
 
 // requestState changes what is asked of an HA resource, if it is from at present.
@@ -371,15 +376,15 @@ func (m *member) requestState(ctx context.Context, id model.VMID, from, to pveco
 
 // Stop implements api.Guests.
 func (g *guestsAPI) Stop(ctx context.Context, id model.VMID) (string, error) {
-	return g.end(ctx, "qmstop", id, func(ctx context.Context, p *proc, _ *task) error { return p.endNow(ctx) })
+	return g.end(ctx, "qmstop", id, func(ctx context.Context, p *proc, _ *task.Task) error { return p.endNow(ctx) })
 }
 
 // Shutdown implements api.Guests.
 func (g *guestsAPI) Shutdown(ctx context.Context, id model.VMID, timeout time.Duration, force bool) (string, error) {
-	return g.end(ctx, "qmshutdown", id, func(ctx context.Context, p *proc, t *task) error {
+	return g.end(ctx, "qmshutdown", id, func(ctx context.Context, p *proc, t *task.Task) error {
 		err := p.shutdown(ctx, timeout)
 		if err != nil && force && ctx.Err() == nil {
-			t.logf("%v: stopping it", err)
+			t.Logf("%v: stopping it", err)
 			return p.endNow(ctx)
 		}
 		return err
@@ -388,7 +393,7 @@ func (g *guestsAPI) Shutdown(ctx context.Context, id model.VMID, timeout time.Du
 
 // end runs f on a guest that is running; an HA resource is asked to stay stopped first.
 // Ending a guest changes nothing in the store, so an unprotected one can be ended without a quorum.
-func (g *guestsAPI) end(_ context.Context, typ string, id model.VMID, f func(context.Context, *proc, *task) error) (string, error) {
+func (g *guestsAPI) end(_ context.Context, typ string, id model.VMID, f func(context.Context, *proc, *task.Task) error) (string, error) {
 	m, err := g.member()
 	if err != nil {
 		return "", err
@@ -404,7 +409,7 @@ func (g *guestsAPI) end(_ context.Context, typ string, id model.VMID, f func(con
 	if wanted && !m.st.Quorate() {
 		return "", writeError("ask that "+id.SID()+" be stopped", store.ErrNoQuorum)
 	}
-	return m.guestTask(typ, id, "stop", func(ctx context.Context, t *task) error {
+	return m.guestTask(typ, id, "stop", func(ctx context.Context, t *task.Task) error {
 		if err := m.requestState(ctx, id, pveconf.HAStarted, pveconf.HAStopped); err != nil {
 			return err
 		}
@@ -474,7 +479,7 @@ func (g *guestsAPI) Destroy(ctx context.Context, id model.VMID) (string, error) 
 	if _, _, err := m.mayDestroy(ctx, id); err != nil {
 		return "", err
 	}
-	return m.guestTask("qmdestroy", id, "destroy", func(ctx context.Context, t *task) error {
+	return m.guestTask("qmdestroy", id, "destroy", func(ctx context.Context, t *task.Task) error {
 		return m.destroy(ctx, id, t)
 	})
 }
@@ -502,7 +507,7 @@ func (m *member) mayDestroy(ctx context.Context, id model.VMID) (ownership, *pve
 }
 
 // destroy deletes the file first, so that nobody starts the guest any more, then its volumes. The caller holds the guest's lock.
-func (m *member) destroy(ctx context.Context, id model.VMID, t *task) error {
+func (m *member) destroy(ctx context.Context, id model.VMID, t *task.Task) error {
 	o, conf, err := m.mayDestroy(ctx, id)
 	if err != nil {
 		return err
@@ -529,7 +534,7 @@ func (m *member) destroy(ctx context.Context, id model.VMID, t *task) error {
 	}
 	var errs []error
 	for _, volume := range ownVolumes(id, conf) {
-		t.logf("delete volume %s", volume)
+		t.Logf("delete volume %s", volume)
 		name, _ := volumeStorage(volume)
 		drv, err := m.driver(name)
 		if err == nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"sauh.dev/sauh/internal/agent/mirror"
+	"sauh.dev/sauh/internal/agent/task"
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
@@ -417,11 +418,14 @@ func (m *member) doStart(ctx context.Context, a ha.Start) error {
 	if m.procs.get(a.VMID) != nil {
 		return nil
 	}
-	upid := m.agent.tasks.start("hastart", a.VMID.String(), func(ctx context.Context, t *task) error {
-		t.logf("%s", a.Why())
-		return m.startGuest(ctx, startRequest{id: a.VMID, haOnly: true, pills: a.Pills, log: t.logf})
+	upid, err := m.agent.tasks.Start("hastart", a.VMID.String(), func(ctx context.Context, t *task.Task) error {
+		t.Logf("%s", a.Why())
+		return m.startGuest(ctx, startRequest{id: a.VMID, haOnly: true, pills: a.Pills, log: t.Logf})
 	})
-	return m.agent.tasks.waitErr(ctx, upid)
+	if err != nil {
+		return err
+	}
+	return m.agent.tasks.Wait(ctx, upid)
 }
 
 func (m *member) doStop(ctx context.Context, a ha.Stop) error {
@@ -429,20 +433,23 @@ func (m *member) doStop(ctx context.Context, a ha.Stop) error {
 	if p == nil {
 		return nil
 	}
-	upid := m.agent.tasks.start("hastop", a.VMID.String(), func(ctx context.Context, t *task) error {
-		t.logf("%s", a.Why())
+	upid, err := m.agent.tasks.Start("hastop", a.VMID.String(), func(ctx context.Context, t *task.Task) error {
+		t.Logf("%s", a.Why())
 		if err := p.shutdown(ctx, shutdownPatience); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err() // the agent ends or the task was cancelled: no reason to cut the guest's power
 			}
-			t.logf("%v: stopping it", err)
+			t.Logf("%v: stopping it", err)
 			if err := p.endNow(ctx); err != nil {
 				return err
 			}
 		}
 		return p.waitCleaned(ctx)
 	})
-	return m.agent.tasks.waitErr(ctx, upid)
+	if err != nil {
+		return err
+	}
+	return m.agent.tasks.Wait(ctx, upid)
 }
 
 func (m *member) doDiscard(ctx context.Context, a ha.Discard) error {

@@ -186,7 +186,7 @@ func newAgentAt(t *testing.T) *Agent {
 	must(t, err)
 	a.host.version, a.host.accel = "10.0.2", qemu.Accel{Name: qemu.TCG}
 	close(a.host.probed)
-	t.Cleanup(func() { a.tasks.stop(errors.New("the test ends")) })
+	t.Cleanup(func() { a.tasks.Stop(errors.New("the test ends")) })
 	return a
 }
 
@@ -225,7 +225,7 @@ func newTestMember(a *Agent, st memberStore) *member {
 func (n *node) close() {
 	if !n.closed {
 		n.closed = true
-		n.a.tasks.stop(errors.New("the test ends"))
+		n.a.tasks.Stop(errors.New("the test ends"))
 		n.m.close()
 		_ = n.other.Close()
 	}
@@ -443,5 +443,15 @@ func refused(t *testing.T, err, kind error, sentence string) {
 	}
 	if err == nil || err.Error() != sentence {
 		t.Errorf("the answer is\n%v\nwant\n%s", err, sentence)
+	}
+}
+
+// tasksEnd waits for all tasks.
+func (n *node) tasksEnd() {
+	n.t.Helper()
+	list, err := n.a.tasks.ListTasks(n.t.Context())
+	must(n.t, err)
+	for _, t := range list {
+		_ = n.a.tasks.Wait(n.t.Context(), t.UPID) // whether it failed is not the question
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"sauh.dev/sauh/internal/agent/move"
+	"sauh.dev/sauh/internal/agent/task"
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/migrate"
 	"sauh.dev/sauh/internal/core/model"
@@ -198,7 +199,7 @@ func (g *guestsAPI) Migrate(ctx context.Context, id model.VMID, target string, o
 	if err := m.askTarget(ctx, target, check); err != nil {
 		return "", err
 	}
-	return m.guestTask("qmigrate", id, "migration to "+target, func(ctx context.Context, t *task) error {
+	return m.guestTask("qmigrate", id, "migration to "+target, func(ctx context.Context, t *task.Task) error {
 		if p == nil {
 			return m.migrateOffline(ctx, id, target, t)
 		}
@@ -206,18 +207,18 @@ func (g *guestsAPI) Migrate(ctx context.Context, id model.VMID, target string, o
 	})
 }
 
-func (m *member) migrateOnline(ctx context.Context, id model.VMID, target string, check checkRequest, t *task) error {
+func (m *member) migrateOnline(ctx context.Context, id model.VMID, target string, check checkRequest, t *task.Task) error {
 	err := move.Source(ctx, move.SourceDeps{
-		Deps:     m.moveDeps(func(_ model.VMID, line string) { t.logf("%s", line) }),
+		Deps:     m.moveDeps(func(_ model.VMID, line string) { t.Logf("%s", line) }),
 		Peer:     movePeer{m, target},
 		Check:    func(ctx context.Context, _ move.Request) error { return m.askTarget(ctx, target, check) },
-		Progress: t.progress,
-	}, move.Request{VMID: id, Target: target, Task: t.upid()})
+		Progress: t.Progress,
+	}, move.Request{VMID: id, Target: target, Task: t.UPID()})
 	return err
 }
 
 // migrateOffline moves the file of a guest that does not run.
-func (m *member) migrateOffline(ctx context.Context, id model.VMID, target string, t *task) error {
+func (m *member) migrateOffline(ctx context.Context, id model.VMID, target string, t *task.Task) error {
 	if m.procs.get(id) != nil {
 		return model.Errorf(model.ErrBusy, "guest %s was started meanwhile: move it with --online", id)
 	}
@@ -246,7 +247,7 @@ func (m *member) migrateOffline(ctx context.Context, id model.VMID, target strin
 	if _, err := m.st.Txn(ctx, txn); err != nil {
 		return writeError("migrate guest "+id.String(), err)
 	}
-	t.logf("guest %s does not run: its file is now %s's", id, target)
+	t.Logf("guest %s does not run: its file is now %s's", id, target)
 	return nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"sauh.dev/sauh/internal/agent/mirror"
+	"sauh.dev/sauh/internal/agent/task"
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
@@ -146,14 +147,14 @@ func (m *member) startOnBoot(ctx context.Context) {
 		if f.node != m.name || ha || !f.conf.OnBoot() || f.conf.Template() || m.procs.get(f.id) != nil {
 			continue
 		}
-		_, err := m.guestTask("qmstart", f.id, "start at boot", func(ctx context.Context, t *task) error {
-			return m.startGuest(ctx, startRequest{id: f.id, log: t.logf})
+		_, err := m.guestTask("qmstart", f.id, "start at boot", func(ctx context.Context, t *task.Task) error {
+			return m.startGuest(ctx, startRequest{id: f.id, log: t.Logf})
 		})
 		if err != nil {
 			m.log.Warn("guest not started at boot", "vmid", f.id, "err", err)
 		}
 	}
-	if err := writeFile(mark, []byte(m.agent.boot+"\n"), 0o600); err != nil {
+	if err := sys.WriteFile(mark, []byte(m.agent.boot+"\n")); err != nil {
 		m.log.Warn("start at boot not noted", "err", err)
 	}
 }
@@ -352,5 +353,5 @@ func (m *member) writePill(storageName string, p ha.Pill) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	return writeFile(path, lease.FormatPill(p.Epoch), 0o600)
+	return sys.WriteFile(path, lease.FormatPill(p.Epoch))
 }

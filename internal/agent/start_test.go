@@ -335,7 +335,7 @@ func TestStartAtBootStartsOnceAndOnlyWhatIsToBeStarted(t *testing.T) {
 	n.runs(104)
 	for range 2 {
 		n.m.startOnBoot(t.Context())
-		n.a.tasks.wg.Wait()
+		n.tasksEnd()
 	}
 	list, err := n.a.tasks.ListTasks(t.Context())
 	must(t, err)
