@@ -15,7 +15,9 @@ import (
 	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/certs"
+	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/guard"
 	"sauh.dev/sauh/internal/store"
 	"sauh.dev/sauh/internal/store/etcd"
 	"sauh.dev/sauh/internal/sys"
@@ -36,7 +38,7 @@ func (c *clusterAPI) agent() *Agent { return (*Agent)(c) }
 func (c *clusterAPI) Version() model.Version { return c.opts.Version }
 
 // Info implements api.Cluster.
-func (c *clusterAPI) Info(ctx context.Context) (api.NodeInfo, error) {
+func (c *clusterAPI) Info(context.Context) (api.NodeInfo, error) {
 	info, err := c.host.info()
 	if err != nil {
 		return info, err
@@ -44,9 +46,26 @@ func (c *clusterAPI) Info(ctx context.Context) (api.NodeInfo, error) {
 	info.Node, info.Version, info.AgentPID = c.agent().nodeName(), c.opts.Version.Version, os.Getpid()
 	if m := c.current.Load(); m != nil {
 		info.ClusterMember = true
-		info.Guard = m.live.guardStatus(ctx)
+		info.Guard = guardStatus(m.live.Status())
 	}
 	return info, nil
+}
+
+// guardStatus is what the guard said last.
+func guardStatus(s guard.Status, err error) api.GuardStatus {
+	if err != nil {
+		return api.GuardStatus{Watchdog: err.Error()}
+	}
+	out := api.GuardStatus{
+		Connected: true, Epoch: s.Epoch, LeaseMS: s.LeftMS, WatchdogSec: int(s.TimeoutS),
+		Watchdog: strings.TrimSpace(s.Watchdog + " " + s.Identity + " (" + s.Grade + ")"),
+	}
+	for _, g := range s.Groups {
+		if g.State != lease.Running {
+			out.Frozen = append(out.Frozen, g.Name)
+		}
+	}
+	return out
 }
 
 // Nodes implements api.Cluster.
@@ -74,7 +93,7 @@ func (c *clusterAPI) Status(context.Context) (api.ClusterStatus, error) {
 		row := api.NodeStatus{Node: n}
 		if l, err := mirror.Get[model.Live](snap, model.LivePrefix+n.Name); err == nil && l.Revision != 0 {
 			row.Epoch, row.Fenced = l.Value.Epoch, l.Value.Fenced
-			row.Online = n.Name == m.name || m.live.online(n.Name)
+			row.Online = n.Name == m.name || m.live.Online(n.Name)
 			if row.Online {
 				row.OnlineSince = l.Value.Online
 			}
@@ -228,7 +247,7 @@ func (c *clusterAPI) Remove(ctx context.Context, node string) error {
 			return err
 		}
 	}
-	if m.live.online(node) {
+	if m.live.Online(node) {
 		return model.Errorf(model.ErrBusy, "%s is online: run `sauh cluster leave` on it, or switch it off first", node)
 	}
 	return m.dropNode(ctx, node)
@@ -246,8 +265,8 @@ func (m *member) dropNode(ctx context.Context, node string) error {
 		if busy := m.locks.holders(); len(busy) > 0 {
 			return model.Errorf(model.ErrBusy, "guests are being worked on here (%v): wait until that is done", busy)
 		}
-		m.live.pause() // no renewal may cross the transaction below
-		defer m.live.resume()
+		m.live.Pause() // no renewal may cross the transaction below
+		defer m.live.Resume()
 		if m.st.LeaderName() == m.name {
 			if err := m.st.TransferLeadership(ctx); err != nil {
 				m.log.Warn("leadership not handed over before leaving", "err", err)

@@ -72,7 +72,7 @@ func (m *member) askStatuses(ctx context.Context) map[model.VMID]model.Guest {
 	var wg sync.WaitGroup
 	out := map[model.VMID]model.Guest{}
 	for _, n := range m.nodes() {
-		if n.Name != m.name && !m.live.online(n.Name) {
+		if n.Name != m.name && !m.live.Online(n.Name) {
 			continue
 		}
 		wg.Go(func() {

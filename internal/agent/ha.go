@@ -13,7 +13,6 @@ import (
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
-	"sauh.dev/sauh/internal/guard"
 	"sauh.dev/sauh/internal/store"
 	"sauh.dev/sauh/internal/sys"
 )
@@ -150,7 +149,7 @@ func (m *member) managerView() ha.View {
 		Resources: c.states, Guests: haGuests(snap, c.storages, ""), Protected: c.protected, Intents: c.intents, Statuses: c.statuses,
 	}
 	for name, n := range nodes {
-		verdict, silence := m.live.verdict(name)
+		verdict, silence := m.live.Verdict(name)
 		v.Members = append(v.Members, ha.Member{
 			Name: name, Revision: n.Revision, MemoryMiB: n.Value.MemoryMiB, Storages: sharedOn(c.storages, name),
 			Live: verdict.Live, LiveRevision: verdict.Revision, Silence: silence, MayTake: verdict.May, Why: verdict.Reason,
@@ -329,7 +328,7 @@ func (m *member) feedEnds(w ha.Worker, now time.Duration, actions *[]ha.Action) 
 // workerView is what the worker decides from; as with managerView, what cannot be read ends every decision.
 func (m *member) workerView() ha.LocalView {
 	snap := m.mirror.Snapshot()
-	_, valid := m.live.valid()
+	_, valid := m.lease.Valid()
 	c, err := readCluster(snap)
 	v := ha.LocalView{
 		Revision: snap.Revision(), Quorate: err == nil && m.st.Quorate(), LeaseValid: valid,
@@ -342,12 +341,9 @@ func (m *member) workerView() ha.LocalView {
 			v.Fenced[name] = l.Value.Epoch
 		}
 	}
-	groups, known := m.live.guarded(m.ctx)
+	groups := m.live.Guarded()
 	for id, p := range m.procs.list() {
-		if known {
-			p.guarded.Store(groups[id.String()])
-		}
-		hp := ha.Process{Guarded: p.guarded.Load()}
+		hp := ha.Process{Guarded: groups[id.String()]}
 		if p.incoming.Load() {
 			hp.State = ha.ProcessIncoming
 		}
@@ -406,11 +402,9 @@ func (m *member) doUnacknowledge(ctx context.Context, a ha.Unacknowledge) (int64
 	if err != nil {
 		return 0, err
 	}
-	err = m.live.ask(ctx, func(ctx context.Context, g *guard.Client) error { return g.Unprotect(ctx, a.VMID.String()) })
-	if err != nil {
+	if err := m.live.Unprotect(ctx, a.VMID.String()); err != nil {
 		return rev, fmt.Errorf("take guest %s from the guard: %w", a.VMID, err)
 	}
-	m.procs.setGuarded(a.VMID, false)
 	return rev, nil
 }
 

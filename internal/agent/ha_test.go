@@ -334,8 +334,10 @@ func TestADamagedStatusStopsNobody(t *testing.T) {
 
 func TestTheWorkersViewShowsThisNodesGuests(t *testing.T) {
 	n := haNode(t)
+	g := n.startGuard()
+	g.has(lease.GroupStatus{Group: lease.Group{Name: "100"}, State: lease.Running})
+	must(t, n.m.live.Refresh(t.Context()))
 	n.runs(100)
-	n.m.procs.setGuarded(100, true)
 	n.runs(777)
 	n.put(model.LivePrefix+"n2", `{"boot_id":"b","epoch":5,"fenced":true}`)
 	n.put(model.LivePrefix+"n3", `{"boot_id":"b","epoch":6}`)
@@ -363,19 +365,36 @@ func TestTheWorkersViewShowsThisNodesGuests(t *testing.T) {
 }
 
 // The guard may have let go of a guest, or kept one, without this agent's doing.
-func TestTheWorkersViewAsksTheGuardWhomItHas(t *testing.T) {
+func TestTheWorkersViewShowsWhomTheGuardHas(t *testing.T) {
 	n := haNode(t)
 	g := n.startGuard()
-	g.mu.Lock()
-	g.status.Groups = []lease.GroupStatus{{Group: lease.Group{Name: "101"}, State: lease.Running}, {Group: lease.Group{Name: "102"}, State: lease.Killing}}
-	g.mu.Unlock()
+	g.has(lease.GroupStatus{Group: lease.Group{Name: "101"}, State: lease.Running}, lease.GroupStatus{Group: lease.Group{Name: "102"}, State: lease.Killing})
 	for id := model.VMID(100); id <= 102; id++ {
 		n.runs(id)
 	}
-	n.m.procs.setGuarded(100, true)
+	must(t, n.m.live.Protect(t.Context(), lease.Group{Name: "100"}))
+	if !n.m.workerView().Processes[100].Guarded {
+		t.Error("what the guard has just confirmed is not shown")
+	}
+	must(t, n.m.live.Refresh(t.Context()))
 	want := map[model.VMID]ha.Process{100: {}, 101: {Guarded: true}, 102: {}}
 	if diff := cmp.Diff(want, n.m.workerView().Processes); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// A machine in trouble has a guard that answers late or never; the worker must go on with what it knows.
+func TestAViewDoesNotWaitForAGuardThatHangs(t *testing.T) {
+	n := haNode(t)
+	g := n.startGuard()
+	must(t, n.m.live.Protect(t.Context(), lease.Group{Name: "100"}))
+	n.runs(100)
+	hang := make(chan struct{})
+	g.answers(func(guardCall) error { <-hang; return nil })
+	defer close(hang)
+	start := time.Now()
+	if v := n.m.workerView(); !v.Processes[100].Guarded || time.Since(start) > 200*time.Millisecond {
+		t.Errorf("after %v the worker sees %+v", time.Since(start), v.Processes)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 
+	"sauh.dev/sauh/internal/agent/liveness"
 	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/ha"
@@ -190,7 +191,7 @@ func (h *haAPI) HAStatus(ctx context.Context) (api.HAStatus, error) {
 	manager, _ := mirror.Get[model.Manager](snap, model.ManagerKey) // what cannot be read is not shown
 	out := api.HAStatus{Manager: manager.Value.Node, Quorate: m.st.Quorate()}
 	for _, n := range m.nodes() {
-		out.Nodes = append(out.Nodes, m.live.haNode(n.Name))
+		out.Nodes = append(out.Nodes, nodeState(m.live, n.Name))
 	}
 	out.Services, err = h.HAResources(ctx)
 	for i := range out.Services {
@@ -204,4 +205,18 @@ func (h *haAPI) HAStatus(ctx context.Context) (api.HAStatus, error) {
 		}
 	}
 	return out, err
+}
+
+func nodeState(l *liveness.Liveness, node string) api.HANodeStatus {
+	v, silence := l.Verdict(node)
+	s := api.HANodeStatus{Node: node, State: "online", Epoch: v.Live.Epoch, SilenceMS: silence.Milliseconds()}
+	switch {
+	case v.Live.Fenced:
+		s.State = "fenced"
+	case v.Live.Left:
+		s.State = "left"
+	case !l.Online(node):
+		s.State = "suspect"
+	}
+	return s
 }

@@ -23,7 +23,6 @@ import (
 	"sauh.dev/sauh/internal/store"
 	"sauh.dev/sauh/internal/store/etcd"
 	"sauh.dev/sauh/internal/store/mem"
-	"sauh.dev/sauh/internal/sys"
 )
 
 func TestMain(m *testing.M) {
@@ -164,6 +163,7 @@ type node struct {
 	other   *mem.Store // another node's view of the same store
 	paths   Paths
 	closed  bool
+	lease   *heldLease
 }
 
 // shortLease has renewals that a test can wait for.
@@ -197,6 +197,8 @@ func newNode(t *testing.T) *node {
 	n := &node{t: t, a: a, st: newTestStore(c), cluster: c, other: c.Open("n2"), paths: a.opts.Paths}
 	n.m = newTestMember(a, n.st)
 	m := n.m
+	n.lease = &heldLease{real: m.live}
+	m.lease = n.lease
 	t.Cleanup(n.close)
 	ca, err := certs.NewCA(m.cluster.Name, time.Now())
 	must(t, err)
@@ -215,9 +217,10 @@ func newTestMember(a *Agent, st memberStore) *member {
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	m.locks = newGuestLocks(m.kick)
-	m.live = newLiveness(m)
+	m.live = m.newLiveness(a.opts, a.boot)
+	m.lease = m.live
 	m.procs = newProcs(m)
-	m.mirror = mirror.New(st, a.log, m.live.observe)
+	m.mirror = mirror.New(st, a.log, m.live.Observe)
 	return m
 }
 
@@ -305,15 +308,28 @@ func (n *node) storage(name, more string) (dir string) {
 
 // leased gives the node a lease of epoch that lasts for the test.
 func (n *node) leased(epoch uint64) {
-	n.m.live.mu.Lock()
-	defer n.m.live.mu.Unlock()
-	n.m.live.epoch, n.m.live.deadline = epoch, sys.BootTime()+time.Hour
+	*n.lease = heldLease{epoch: epoch, held: true, real: n.m.live}
+}
+
+// heldLease is the node's own lease until a test says otherwise.
+type heldLease struct {
+	real  leaseholder
+	epoch uint64
+	held  bool
+}
+
+// Valid implements leaseholder.
+func (l *heldLease) Valid() (uint64, bool) {
+	if l.held {
+		return l.epoch, true
+	}
+	return l.real.Valid()
 }
 
 // runs makes the node believe that the guest runs here, until the function returned is called.
 func (n *node) runs(id model.VMID) (ended func()) {
 	n.m.procs.mu.Lock()
-	n.m.procs.all[id] = newProc(&qemu.Process{}, false, false)
+	n.m.procs.all[id] = newProc(&qemu.Process{}, false)
 	n.m.procs.mu.Unlock()
 	ended = func() {
 		n.m.procs.mu.Lock()
@@ -404,6 +420,13 @@ func (g *fakeGuard) answers(f func(guardCall) error) {
 	g.answer = f
 }
 
+// has says which groups are in the guard's status.
+func (g *fakeGuard) has(groups ...lease.GroupStatus) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.status.Groups = groups
+}
+
 func (g *fakeGuard) calls(ops ...string) []guardCall {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -453,5 +476,40 @@ func (n *node) tasksEnd() {
 	must(n.t, err)
 	for _, t := range list {
 		_ = n.a.tasks.Wait(n.t.Context(), t.UPID) // whether it failed is not the question
+	}
+}
+
+// lives keeps the node's record alive until the test's end.
+func (n *node) lives() {
+	ctx, cancel := context.WithCancel(n.m.ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { n.m.live.Run(ctx) })
+	n.t.Cleanup(func() { cancel(); wg.Wait() })
+}
+
+func (n *node) live() model.Live {
+	n.t.Helper()
+	var l model.Live
+	if v := n.get(model.LivePrefix + "n1"); v != "" {
+		must(n.t, json.Unmarshal([]byte(v), &l))
+	}
+	return l
+}
+
+// fence cuts the node off, as another node's manager does, however often it renews meanwhile.
+func (n *node) fence() model.Live {
+	n.t.Helper()
+	key := model.LivePrefix + "n1"
+	for {
+		kv, err := n.other.Get(n.t.Context(), key, store.Linearizable)
+		must(n.t, err)
+		var l model.Live
+		must(n.t, json.Unmarshal(kv.Value, &l))
+		cut := lease.Cut(l, "n2")
+		_, err = n.other.Txn(n.t.Context(), store.Txn{If: []store.Cond{{Key: key, Revision: kv.ModRevision}}, Then: []store.Op{store.Put(key, mustJSON(cut))}})
+		if !errors.Is(err, store.ErrConflict) {
+			must(n.t, err)
+			return cut
+		}
 	}
 }

@@ -14,13 +14,16 @@ import (
 	"sync/atomic"
 	"time"
 
+	"sauh.dev/sauh/internal/agent/liveness"
 	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/agent/move"
 	"sauh.dev/sauh/internal/certs"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/guard"
 	"sauh.dev/sauh/internal/network"
 	"sauh.dev/sauh/internal/store"
 	"sauh.dev/sauh/internal/store/etcd"
+	"sauh.dev/sauh/internal/sys"
 )
 
 // memberStore is this node's store as the membership uses it: the cluster's
@@ -55,7 +58,8 @@ type member struct {
 	log           *slog.Logger
 	st            memberStore
 	mirror        *mirror.Mirror
-	live          *liveness
+	live          *liveness.Liveness
+	lease         leaseholder
 	procs         *procs
 	locks         *guestLocks
 	moves         *move.Target
@@ -125,9 +129,10 @@ func (a *Agent) openMember(ctx context.Context, ms *Membership) (*member, error)
 	}
 	m.st = st
 	m.locks = newGuestLocks(m.kick)
-	m.live = newLiveness(m)
+	m.live = m.newLiveness(a.opts, a.boot)
+	m.lease = m.live
 	m.procs = newProcs(m)
-	m.mirror = mirror.New(m.st, a.log, m.live.observe)
+	m.mirror = mirror.New(m.st, a.log, m.live.Observe)
 	m.wg.Go(func() { m.mirror.Run(m.ctx) })
 	select {
 	case <-m.mirror.Loaded():
@@ -139,6 +144,22 @@ func (a *Agent) openMember(ctx context.Context, ms *Membership) (*member, error)
 	}
 	m.close()
 	return nil, err
+}
+
+// leaseholder says whether this node's lease is valid, and its epoch.
+type leaseholder interface {
+	Valid() (epoch uint64, ok bool)
+}
+
+func (m *member) newLiveness(o Options, boot string) *liveness.Liveness {
+	return liveness.New(liveness.Config{
+		Node: m.name, BootID: boot, Params: o.Lease, Store: m.st, Guard: guard.New(o.Paths.guardSocket()), Clock: sys.BootTime,
+		FirstEpoch: func() uint64 {
+			kv, _ := m.mirror.Snapshot().Get(model.NodePrefix + m.name)
+			return uint64(kv.CreateRevision)
+		},
+		Changed: m.kick, Log: m.log,
+	})
 }
 
 // verifyMember refuses the certificate of a node that is no member any more.
@@ -182,7 +203,7 @@ func (a *Agent) activate(m *member) error {
 		return err
 	}
 	m.resolveInterrupted(m.ctx)
-	m.wg.Go(func() { m.live.run(m.ctx) })
+	m.wg.Go(func() { m.live.Run(m.ctx) })
 	m.wg.Go(func() { m.runManager(m.ctx) })
 	m.wg.Go(func() { m.runWorker(m.ctx) })
 	m.wg.Go(func() { m.publishSelf(m.ctx) })
@@ -218,7 +239,7 @@ func (a *Agent) watchMembership(m *member) {
 // dissolve ends a membership for good.
 func (a *Agent) dissolve(m *member) {
 	a.current.Store(nil)
-	m.live.killAll()
+	m.live.KillAll(context.WithoutCancel(m.ctx))
 	m.close()
 	a.wipeMembership()
 }

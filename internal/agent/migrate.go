@@ -91,7 +91,7 @@ func (m *member) startIncoming(ctx context.Context, r move.StartRequest) (move.Q
 		m.dropGroup(context.WithoutCancel(ctx), r.VMID, r.Protected)
 		return nil, err
 	}
-	m.procs.add(r.VMID, newProc(p, r.Protected, true))
+	m.procs.add(r.VMID, newProc(p, true))
 	return m.findProcess(ctx, r.VMID)
 }
 
@@ -110,13 +110,13 @@ func (m *member) protectIncoming(ctx context.Context, id model.VMID) error {
 
 // term is the lease as it is now, for those whose transaction compares the epoch.
 func (m *member) term() term {
-	epoch, ok := m.live.valid()
+	epoch, ok := m.lease.Valid()
 	return term{epoch, ok}
 }
 
 // readyFor says why a guest must not go on here now.
 func (m *member) readyFor(_ context.Context, id model.VMID) error {
-	if _, ok := m.live.valid(); !ok {
+	if _, ok := m.lease.Valid(); !ok {
 		return model.Errorf(model.ErrUnavailable, "%s holds no valid lease, so guest %s may not run there", m.name, id)
 	}
 	return nil
@@ -273,7 +273,7 @@ func (m *member) checkRequest(f guestFile, p *proc) checkRequest {
 
 // askTarget has the target check, and refuses one that is not there.
 func (m *member) askTarget(ctx context.Context, target string, r checkRequest) error {
-	if !m.live.online(target) {
+	if !m.live.Online(target) {
 		return model.Errorf(model.ErrUnavailable, "node %s is not online: choose one that `sauh cluster status` shows online", target)
 	}
 	if r.Running {
@@ -296,7 +296,7 @@ func serveCheck(ctx context.Context, m *member, _ string, r checkRequest) (struc
 	if !m.st.Quorate() {
 		return refuse("it has no quorum")
 	}
-	if _, ok := m.live.valid(); !ok {
+	if _, ok := m.lease.Valid(); !ok {
 		return refuse("it holds no valid lease")
 	}
 	if m.procs.get(r.VMID) != nil {

@@ -10,7 +10,6 @@ import (
 
 	"sauh.dev/sauh/internal/agent/move"
 	"sauh.dev/sauh/internal/core/model"
-	"sauh.dev/sauh/internal/guard"
 	"sauh.dev/sauh/internal/network"
 	"sauh.dev/sauh/internal/qemu"
 	"sauh.dev/sauh/internal/sys"
@@ -30,14 +29,12 @@ type procs struct {
 // proc is one QEMU process and what the agent knows about it.
 type proc struct {
 	*qemu.Process
-	guarded  atomic.Bool // the guard confirmed that it has the group
 	incoming atomic.Bool // waits for a migration and was never continued
 	cleaned  chan struct{}
 }
 
-func newProc(p *qemu.Process, guarded, incoming bool) *proc {
+func newProc(p *qemu.Process, incoming bool) *proc {
 	np := &proc{Process: p, cleaned: make(chan struct{})}
-	np.guarded.Store(guarded)
 	np.incoming.Store(incoming)
 	return np
 }
@@ -54,27 +51,29 @@ func (ps *procs) adoptAll(ctx context.Context) {
 		ps.m.log.Error("running guests cannot be listed", "err", err)
 		return
 	}
-	guarded, _ := ps.m.live.guarded(ctx)
+	if err := ps.m.live.Refresh(ctx); err != nil {
+		ps.m.log.Warn("the guard does not answer", "err", err)
+	}
 	var wg sync.WaitGroup
 	for _, id := range ids {
-		wg.Go(func() { ps.adopt(ctx, dir, id, guarded[id.String()]) })
+		wg.Go(func() { ps.adopt(ctx, dir, id) })
 	}
 	wg.Wait()
-	for name := range guarded {
+	for name := range ps.m.live.Guarded() {
 		if id, err := model.ParseVMID(name); err == nil && ps.get(id) == nil {
 			ps.m.unguard(ctx, id) // it ended while no agent looked; kept, it would freeze or reset for nothing
 		}
 	}
 }
 
-func (ps *procs) adopt(ctx context.Context, dir string, id model.VMID, guarded bool) {
+func (ps *procs) adopt(ctx context.Context, dir string, id model.VMID) {
 	p, err := qemu.Adopt(ctx, dir, id)
 	if err != nil {
 		ps.m.log.Warn("guest not adopted", "vmid", id, "err", err)
 		return
 	}
 	ps.m.log.Info("guest adopted", "vmid", id, "pid", p.PID())
-	ps.add(id, newProc(p, guarded, p.Spec().Incoming && ps.neverRan(ctx, id, p)))
+	ps.add(id, newProc(p, p.Spec().Incoming && ps.neverRan(ctx, id, p)))
 }
 
 // neverRan reports whether an incoming QEMU still waits for its guest, or has it
@@ -134,8 +133,7 @@ func (m *member) unguard(ctx context.Context, id model.VMID) {
 		m.log.Warn("a group stays under the guard: something runs in it", "vmid", id, "err", err)
 		return
 	}
-	err = m.live.ask(ctx, func(ctx context.Context, g *guard.Client) error { return g.Unprotect(ctx, id.String()) })
-	if err != nil {
+	if err := m.live.Unprotect(ctx, id.String()); err != nil {
 		m.log.Debug("guard keeps a group", "vmid", id, "err", err)
 	}
 }
@@ -165,13 +163,6 @@ func (ps *procs) list() map[model.VMID]*proc {
 		out[id] = p
 	}
 	return out
-}
-
-// setGuarded notes what the guard confirmed.
-func (ps *procs) setGuarded(id model.VMID, v bool) {
-	if p := ps.get(id); p != nil {
-		p.guarded.Store(v)
-	}
 }
 
 // release lets go of all processes; they run on.

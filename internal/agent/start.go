@@ -17,7 +17,6 @@ import (
 	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
-	"sauh.dev/sauh/internal/guard"
 	"sauh.dev/sauh/internal/network"
 	"sauh.dev/sauh/internal/qemu"
 	"sauh.dev/sauh/internal/storage"
@@ -94,7 +93,7 @@ func (m *member) startGuest(ctx context.Context, r startRequest) error {
 	}
 	// The epoch first: if the node is fenced after this, the guard refuses it, so what is read below still holds
 	// when the guard has taken the guest.
-	epoch, leased := m.live.valid()
+	epoch, leased := m.lease.Valid()
 	o, err := m.readOwnership(ctx, r.id, m.name)
 	if err != nil {
 		return err
@@ -181,7 +180,7 @@ func (m *member) launch(ctx context.Context, conf *pveconf.Guest, spec qemu.Spec
 		}
 		return err
 	}
-	m.procs.add(id, newProc(p, protect, spec.Incoming))
+	m.procs.add(id, newProc(p, spec.Incoming))
 	return nil
 }
 
@@ -288,11 +287,9 @@ func (m *member) guardGuest(ctx context.Context, id model.VMID, conf *pveconf.Gu
 			g.Pills = append(g.Pills, pill)
 		}
 	}
-	err := m.live.ask(ctx, func(ctx context.Context, c *guard.Client) error { return c.Protect(ctx, g) })
-	if err != nil {
+	if err := m.live.Protect(ctx, g); err != nil {
 		return fmt.Errorf("put guest %s under the guard: %w", id, err)
 	}
-	m.procs.setGuarded(id, true)
 	return nil
 }
 

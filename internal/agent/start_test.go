@@ -363,7 +363,7 @@ func TestTheWorkerAcknowledgesAfterTheGuardConfirmed(t *testing.T) {
 	if diff := cmp.Diff([]string{"guard protect", "write protected/100"}, d.take()); diff != "" {
 		t.Error(diff)
 	}
-	if !n.m.procs.get(100).guarded.Load() || n.get(model.ProtectedPrefix+"100") != `{"node":"n1"}` {
+	if !n.m.live.Guarded()["100"] || n.get(model.ProtectedPrefix+"100") != `{"node":"n1"}` {
 		t.Error("the guest does not count as guarded")
 	}
 	written := ack
@@ -426,7 +426,7 @@ func TestARealGuestRunsUnderARealGuard(t *testing.T) {
 	n.lives()
 	n.put(model.GuestConfigKey("n1", 100), "memory: 16\nkvm: 0\n")
 	n.put(haResourcesKey, "vm: 100\n")
-	eventually(t, "the lease is valid", func() bool { _, ok := n.m.live.valid(); return ok })
+	eventually(t, "the lease is valid", func() bool { _, ok := n.m.lease.Valid(); return ok })
 	must(t, n.start(100))
 	p := n.m.procs.get(100)
 	if pids, err := sys.Cgroup(n.paths.cgroupOf("100")).Procs(); err != nil || !slices.Contains(pids, p.PID()) {
@@ -434,7 +434,7 @@ func TestARealGuestRunsUnderARealGuard(t *testing.T) {
 	}
 	s, err := c.Status(t.Context())
 	must(t, err)
-	if len(s.Groups) != 1 || s.Groups[0].Name != "100" || !p.guarded.Load() || n.get(model.ProtectedPrefix+"100") != `{"node":"n1"}` {
+	if len(s.Groups) != 1 || s.Groups[0].Name != "100" || !n.m.live.Guarded()["100"] || n.get(model.ProtectedPrefix+"100") != `{"node":"n1"}` {
 		t.Errorf("the guard has %v, the record is %q", s.Groups, n.get(model.ProtectedPrefix+"100"))
 	}
 	n.follow()
@@ -452,7 +452,7 @@ func TestARealGuestRunsUnderARealGuard(t *testing.T) {
 	if s, err = c.Status(t.Context()); err != nil || len(s.Groups) != 0 {
 		t.Errorf("the guard still has %v: %v", s.Groups, err)
 	}
-	eventually(t, "the lease is valid", func() bool { _, ok := n.m.live.valid(); return ok })
+	eventually(t, "the lease is valid", func() bool { _, ok := n.m.lease.Valid(); return ok })
 	must(t, n.start(100))
 	must(t, n.run((*guestsAPI)(n.a).Stop(t.Context(), 100)))
 	if n.m.procs.get(100) != nil {
@@ -467,7 +467,7 @@ func TestAStartUsesTheEpochFromBeforeItReadWhoseTheGuestIs(t *testing.T) {
 	n.put(model.GuestConfigKey("n1", 100), "memory: 32\nvirtio0: "+n.allocate("nas", 100)+"\n")
 	n.put(haResourcesKey, "vm: 100\n")
 	n.leased(3)
-	epoch, ok := n.m.live.valid()
+	epoch, ok := n.m.lease.Valid()
 	o, err := n.m.readOwnership(t.Context(), 100, "n1")
 	must(t, err)
 	n.leased(4) // fenced and back
@@ -513,7 +513,7 @@ func TestAFailedStartLeavesARunningGuestUnderTheGuard(t *testing.T) {
 	n.lives()
 	n.put(model.GuestConfigKey("n1", 100), "memory: 16\nkvm: 0\n")
 	n.put(haResourcesKey, "vm: 100\n")
-	eventually(t, "the lease is valid", func() bool { _, ok := n.m.live.valid(); return ok })
+	eventually(t, "the lease is valid", func() bool { _, ok := n.m.lease.Valid(); return ok })
 	must(t, n.start(100))
 	p := n.m.procs.get(100)
 	n.m.procs.mu.Lock()
