@@ -14,7 +14,7 @@ func TestAMemberThatIsStartingIsNoFreshNode(t *testing.T) {
 	must(t, os.MkdirAll(p.storeData(), 0o700))
 	must(t, saveJSON(p.membership(), Membership{Node: model.Node{Name: "n1"}, Cluster: model.Cluster{Name: "test"}}))
 	const want = "this node is a member of cluster test, and its agent is just starting or stopping: try again in a moment"
-	c := (*clusterAPI)(a)
+	c := a
 	_, err := c.Status(t.Context())
 	refused(t, err, model.ErrUnavailable, want)
 	refused(t, c.Create(t.Context(), api.CreateClusterRequest{Name: "other"}), model.ErrUnavailable, want)

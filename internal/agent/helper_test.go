@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/certs"
 	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
@@ -194,33 +193,28 @@ func newNode(t *testing.T) *node {
 	t.Helper()
 	a := newAgentAt(t)
 	c := mem.New()
-	n := &node{t: t, a: a, st: newTestStore(c), cluster: c, other: c.Open("n2"), paths: a.opts.Paths}
-	n.m = newTestMember(a, n.st)
-	m := n.m
-	n.lease = &heldLease{real: m.live}
-	m.lease = n.lease
-	t.Cleanup(n.close)
-	ca, err := certs.NewCA(m.cluster.Name, time.Now())
+	ca, err := certs.NewCA("test", time.Now())
 	must(t, err)
-	m.caFingerprint = certs.Fingerprint(ca.Cert)
-	must(t, m.seed(t.Context(), m.cluster, model.Node{Name: "n1", ID: 1, Votes: 1, Mgmt: "10.0.0.1", Cluster: "10.0.1.1"}, ca))
-	m.wg.Go(func() { m.mirror.Run(m.ctx) })
-	<-m.mirror.Loaded()
-	a.current.Store(m)
+	n := &node{t: t, a: a, st: newTestStore(c), cluster: c, other: c.Open("n2"), paths: a.opts.Paths}
+	n.m = newTestMember(a, n.st, certs.Fingerprint(ca.Cert))
+	n.lease = &heldLease{real: n.m.live}
+	n.m.starter.lease, n.m.worker.lease = n.lease, n.lease
+	t.Cleanup(n.close)
+	must(t, n.m.membership.seed(t.Context(), n.m.cluster, model.Node{Name: "n1", ID: 1, Votes: 1, Mgmt: "10.0.0.1", Cluster: "10.0.1.1"}, ca))
+	n.follows()
 	return n
 }
 
-func newTestMember(a *Agent, st memberStore) *member {
-	m := &member{
-		agent: a, name: "n1", cluster: model.Cluster{Name: "test", UUID: newUUID()}, log: a.log, st: st,
-		kicked: make(chan struct{}, 1), arriving: map[model.VMID]func(){},
-	}
-	m.ctx, m.cancel = context.WithCancel(context.Background())
-	m.locks = newGuestLocks(m.kick)
-	m.live = m.newLiveness(a.opts, a.boot)
-	m.lease = m.live
-	m.procs = newProcs(m)
-	m.mirror = mirror.New(st, a.log, m.live.Observe)
+// follows lets the node see its store, and makes it a member.
+func (n *node) follows() {
+	n.m.wg.Go(func() { n.m.mirror.Run(n.m.ctx) })
+	<-n.m.mirror.Loaded()
+	n.a.current.Store(n.m)
+}
+
+func newTestMember(a *Agent, st memberStore, fingerprint string) *member {
+	m := newMember(identity{name: "n1", cluster: model.Cluster{Name: "test", UUID: newUUID()}, caFingerprint: fingerprint}, a.log)
+	m.wire(a, st)
 	return m
 }
 
@@ -405,7 +399,7 @@ func (g *fakeGuard) handle(c guardCall) any {
 	g.mu.Unlock()
 	if answer != nil {
 		if err := answer(c); err != nil {
-			return response{Error: err.Error(), Kind: kindName(err)}
+			return response{Error: err.Error(), Kind: model.KindOf(err)}
 		}
 	}
 	if c.Op == "status" {

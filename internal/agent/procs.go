@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"sauh.dev/sauh/internal/agent/move"
+	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/network"
 	"sauh.dev/sauh/internal/qemu"
@@ -17,13 +19,23 @@ import (
 
 // procs are the QEMU processes of this node.
 type procs struct {
-	m  *member
-	wg sync.WaitGroup
+	paths Paths
+	log   *slog.Logger
+	guard groupGuard
+	wg    sync.WaitGroup
 
 	mu   sync.Mutex
 	all  map[model.VMID]*proc // guarded by mu
 	gone chan model.VMID      // ends, for the HA worker
 	stop chan struct{}
+}
+
+// groupGuard has this node's protected guests in its care; *liveness.Liveness is one, and its methods say what they do.
+type groupGuard interface {
+	Protect(ctx context.Context, g lease.Group) error
+	Unprotect(ctx context.Context, name string) error
+	Guarded() map[string]bool
+	Refresh(ctx context.Context) error
 }
 
 // proc is one QEMU process and what the agent knows about it.
@@ -39,29 +51,29 @@ func newProc(p *qemu.Process, incoming bool) *proc {
 	return np
 }
 
-func newProcs(m *member) *procs {
-	return &procs{m: m, all: map[model.VMID]*proc{}, gone: make(chan model.VMID, 64), stop: make(chan struct{})}
+func newProcs(paths Paths, log *slog.Logger, g groupGuard) *procs {
+	return &procs{paths: paths, log: log, guard: g, all: map[model.VMID]*proc{}, gone: make(chan model.VMID, 64), stop: make(chan struct{})}
 }
 
 // adoptAll takes over the processes that an earlier agent of this boot started.
 func (ps *procs) adoptAll(ctx context.Context) {
-	dir := ps.m.agent.opts.Paths.qemuRun()
+	dir := ps.paths.qemuRun()
 	ids, err := qemu.List(dir)
 	if err != nil {
-		ps.m.log.Error("running guests cannot be listed", "err", err)
+		ps.log.Error("running guests cannot be listed", "err", err)
 		return
 	}
-	if err := ps.m.live.Refresh(ctx); err != nil {
-		ps.m.log.Warn("the guard does not answer", "err", err)
+	if err := ps.guard.Refresh(ctx); err != nil {
+		ps.log.Warn("the guard does not answer", "err", err)
 	}
 	var wg sync.WaitGroup
 	for _, id := range ids {
 		wg.Go(func() { ps.adopt(ctx, dir, id) })
 	}
 	wg.Wait()
-	for name := range ps.m.live.Guarded() {
+	for name := range ps.guard.Guarded() {
 		if id, err := model.ParseVMID(name); err == nil && ps.get(id) == nil {
-			ps.m.unguard(ctx, id) // it ended while no agent looked; kept, it would freeze or reset for nothing
+			ps.unguard(ctx, id) // it ended while no agent looked; kept, it would freeze or reset for nothing
 		}
 	}
 }
@@ -69,17 +81,17 @@ func (ps *procs) adoptAll(ctx context.Context) {
 func (ps *procs) adopt(ctx context.Context, dir string, id model.VMID) {
 	p, err := qemu.Adopt(ctx, dir, id)
 	if err != nil {
-		ps.m.log.Warn("guest not adopted", "vmid", id, "err", err)
+		ps.log.Warn("guest not adopted", "vmid", id, "err", err)
 		return
 	}
-	ps.m.log.Info("guest adopted", "vmid", id, "pid", p.PID())
+	ps.log.Info("guest adopted", "vmid", id, "pid", p.PID())
 	ps.add(id, newProc(p, p.Spec().Incoming && ps.neverRan(ctx, id, p)))
 }
 
 // neverRan reports whether an incoming QEMU still waits for its guest, or has it
 // and no agent has settled yet whose it is: then the migration's note is there.
 func (ps *procs) neverRan(ctx context.Context, id model.VMID, p *qemu.Process) bool {
-	if _, err := (move.DirNotes{Dir: ps.m.agent.opts.Paths.qemuRun()}).Load(id); err == nil {
+	if _, err := (move.DirNotes{Dir: ps.paths.qemuRun()}).Load(id); err == nil {
 		return true
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -106,13 +118,13 @@ func (ps *procs) add(id model.VMID, p *proc) {
 // ended cleans up after a process: network, guard, files.
 func (ps *procs) ended(id model.VMID, p *proc) {
 	defer close(p.cleaned)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ps.m.ctx), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	ps.m.log.Info("guest ended", "vmid", id, "pid", p.PID())
-	removeTaps(ctx, ps.m, p.Spec())
-	ps.m.unguard(ctx, id)
+	ps.log.Info("guest ended", "vmid", id, "pid", p.PID())
+	removeTaps(ctx, ps.log, p.Spec())
+	ps.unguard(ctx, id)
 	if err := p.Cleanup(); err != nil {
-		ps.m.log.Warn("files of an ended guest not removed", "vmid", id, "err", err)
+		ps.log.Warn("files of an ended guest not removed", "vmid", id, "err", err)
 	}
 	ps.mu.Lock()
 	if ps.all[id] == p {
@@ -127,24 +139,24 @@ func (ps *procs) ended(id model.VMID, p *proc) {
 
 // unguard takes a group out of the guard's care if nothing runs in it. One that
 // has a process stays, whoever lost sight of that: the guest's protected record promises it.
-func (m *member) unguard(ctx context.Context, id model.VMID) {
-	populated, err := sys.Cgroup(m.agent.opts.Paths.cgroupOf(id.String())).Populated()
+func (ps *procs) unguard(ctx context.Context, id model.VMID) {
+	populated, err := sys.Cgroup(ps.paths.cgroupOf(id.String())).Populated()
 	if populated || err != nil && !errors.Is(err, fs.ErrNotExist) {
-		m.log.Warn("a group stays under the guard: something runs in it", "vmid", id, "err", err)
+		ps.log.Warn("a group stays under the guard: something runs in it", "vmid", id, "err", err)
 		return
 	}
-	if err := m.live.Unprotect(ctx, id.String()); err != nil {
-		m.log.Debug("guard keeps a group", "vmid", id, "err", err)
+	if err := ps.guard.Unprotect(ctx, id.String()); err != nil {
+		ps.log.Debug("guard keeps a group", "vmid", id, "err", err)
 	}
 }
 
-func removeTaps(ctx context.Context, m *member, s qemu.Spec) {
+func removeTaps(ctx context.Context, log *slog.Logger, s qemu.Spec) {
 	for _, n := range s.NICs {
 		if n.Tap == "" {
 			continue
 		}
 		if err := network.RemoveTap(ctx, n.Tap); err != nil {
-			m.log.Warn("tap not removed", "tap", n.Tap, "err", err)
+			log.Warn("tap not removed", "tap", n.Tap, "err", err)
 		}
 	}
 }
@@ -171,7 +183,13 @@ func (ps *procs) release() {
 	ps.wg.Wait()
 	for _, p := range ps.list() {
 		if err := p.Close(); err != nil {
-			ps.m.log.Debug("connection to a guest not closed in order", "pid", p.PID(), "err", err)
+			ps.log.Debug("connection to a guest not closed in order", "pid", p.PID(), "err", err)
 		}
 	}
+}
+
+// frozen reports whether the guest's cgroup is frozen.
+func (ps *procs) frozen(id model.VMID) bool {
+	frozen, err := sys.Cgroup(ps.paths.cgroupOf(id.String())).Frozen()
+	return err == nil && frozen
 }

@@ -2,33 +2,48 @@ package agent
 
 import (
 	"context"
+	"log/slog"
 	"slices"
+	"time"
 
-	"sauh.dev/sauh/internal/agent/liveness"
 	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/ha"
+	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
 	"sauh.dev/sauh/internal/store"
 )
 
-// haAPI is the agent in its role as api.HA.
-type haAPI Agent
+// resources are the HA resources, as they are configured and as they are; it implements api.HA.
+type resources struct {
+	log      *slog.Logger
+	st       store.Store
+	mirror   *mirror.Mirror
+	roster   roster
+	files    guestFiles
+	storages *storages
+	live     observer
+	quorate  func() bool
+}
+
+// observer knows what was heard of the other nodes.
+type observer interface {
+	Online(node string) bool
+	Verdict(node string) (v lease.Verdict, silence time.Duration)
+}
 
 const haResourcesKey = model.ConfigPrefix + "ha/resources.cfg"
 
-func (h *haAPI) member() (*member, error) { return (*Agent)(h).member() }
-
-// resources reads ha/resources.cfg from the mirror.
-func (m *member) resources() ([]pveconf.HAResource, error) {
-	r, err := mirror.Decode(m.mirror.Snapshot(), haResourcesKey, pveconf.ParseHAResources)
+// known is ha/resources.cfg as the mirror has it.
+func (h *resources) known() ([]pveconf.HAResource, error) {
+	r, err := mirror.Decode(h.mirror.Snapshot(), haResourcesKey, pveconf.ParseHAResources)
 	return r.Value, err
 }
 
-// haStates maps each guest that is an HA resource to the state asked for; those ignored are none.
-func (m *member) haStates() map[model.VMID]pveconf.HAState {
-	all, _ := m.resources() // what cannot be read is in the log, and HA decides nothing by it
+// states maps each guest that is an HA resource to the state asked for; those ignored are none.
+func (h *resources) states() map[model.VMID]pveconf.HAState {
+	all, _ := h.known() // what cannot be read is in the log, and HA decides nothing by it
 	return statesOf(all)
 }
 
@@ -43,12 +58,8 @@ func statesOf(all []pveconf.HAResource) map[model.VMID]pveconf.HAState {
 }
 
 // HAResources implements api.HA.
-func (h *haAPI) HAResources(context.Context) ([]api.HAResource, error) {
-	m, err := h.member()
-	if err != nil {
-		return nil, err
-	}
-	all, err := m.resources()
+func (h *resources) HAResources(context.Context) ([]api.HAResource, error) {
+	all, err := h.known()
 	if err != nil {
 		return nil, err
 	}
@@ -60,24 +71,31 @@ func (h *haAPI) HAResources(context.Context) ([]api.HAResource, error) {
 }
 
 // HAAdd implements api.HA.
-func (h *haAPI) HAAdd(ctx context.Context, r api.HAResource) error {
-	m, id, err := h.target(r.SID)
+func (h *resources) HAAdd(ctx context.Context, r api.HAResource) error {
+	id, err := pveconf.ParseSID(r.SID)
 	if err != nil {
 		return err
 	}
-	owner, conf, err := m.guestFile(id)
+	f, err := h.files.owner(id)
+	if err == nil {
+		err = f.err
+	}
 	if err != nil {
 		return err
 	}
-	if why := m.localReason(conf); why != "" {
+	set, err := h.storages.known()
+	if err != nil {
+		return err
+	}
+	if why := set.localReason(f.conf); why != "" {
 		return model.Invalidf("sid", "vm:%s cannot be protected: %s, and no other node could start it", id, why)
 	}
 	state, err := requestedState(r.State)
 	if err != nil {
 		return err
 	}
-	m.log.Info("HA resource added", "sid", r.SID, "owner", owner)
-	return m.editResources(ctx, "add "+r.SID, func(all []pveconf.HAResource) ([]pveconf.HAResource, error) {
+	h.log.Info("HA resource added", "vmid", id, "node", f.node)
+	return h.edit(ctx, "add "+r.SID, func(all []pveconf.HAResource) ([]pveconf.HAResource, error) {
 		if findResource(all, id) >= 0 {
 			return nil, model.Errorf(model.ErrExists, "resource ID 'vm:%s' already defined: change it with `sauh ha set`", id)
 		}
@@ -97,21 +115,12 @@ func requestedState(s string) (pveconf.HAState, error) {
 	return "", model.Invalidf("state", "%q is not a state: use started, stopped, disabled or ignored", s)
 }
 
-func (h *haAPI) target(sid string) (*member, model.VMID, error) {
-	m, err := h.member()
-	if err != nil {
-		return nil, 0, err
-	}
-	id, err := pveconf.ParseSID(sid)
-	return m, id, err
-}
-
 func findResource(all []pveconf.HAResource, id model.VMID) int {
 	return slices.IndexFunc(all, func(r pveconf.HAResource) bool { return r.Type == "vm" && r.VMID == id })
 }
 
-func (m *member) editResources(ctx context.Context, what string, f func([]pveconf.HAResource) ([]pveconf.HAResource, error)) error {
-	return editFile(ctx, m.st, what, haResourcesKey, func(old []byte) ([]byte, error) {
+func (h *resources) edit(ctx context.Context, what string, f func([]pveconf.HAResource) ([]pveconf.HAResource, error)) error {
+	return editFile(ctx, h.st, what, haResourcesKey, func(old []byte) ([]byte, error) {
 		all, err := pveconf.ParseHAResources(old)
 		if err != nil {
 			return nil, err
@@ -124,12 +133,12 @@ func (m *member) editResources(ctx context.Context, what string, f func([]pvecon
 }
 
 // HASet implements api.HA.
-func (h *haAPI) HASet(ctx context.Context, r api.HAResource) error {
-	m, id, err := h.target(r.SID)
+func (h *resources) HASet(ctx context.Context, r api.HAResource) error {
+	id, err := pveconf.ParseSID(r.SID)
 	if err != nil {
 		return err
 	}
-	return m.editResources(ctx, "change "+r.SID, func(all []pveconf.HAResource) ([]pveconf.HAResource, error) {
+	return h.edit(ctx, "change "+r.SID, func(all []pveconf.HAResource) ([]pveconf.HAResource, error) {
 		i := findResource(all, id)
 		if i < 0 {
 			return nil, noResource(id)
@@ -149,12 +158,12 @@ func noResource(id model.VMID) error {
 }
 
 // HARemove implements api.HA. The guest runs on, unprotected.
-func (h *haAPI) HARemove(ctx context.Context, sid string) error {
-	m, id, err := h.target(sid)
+func (h *resources) HARemove(ctx context.Context, sid string) error {
+	id, err := pveconf.ParseSID(sid)
 	if err != nil {
 		return err
 	}
-	err = m.editResources(ctx, "remove "+sid, func(all []pveconf.HAResource) ([]pveconf.HAResource, error) {
+	err = h.edit(ctx, "remove "+sid, func(all []pveconf.HAResource) ([]pveconf.HAResource, error) {
 		i := findResource(all, id)
 		if i < 0 {
 			return nil, noResource(id)
@@ -164,36 +173,37 @@ func (h *haAPI) HARemove(ctx context.Context, sid string) error {
 	if err != nil {
 		return err
 	}
-	m.forgetStatus(ctx, id)
+	h.forgetStatus(ctx, id)
 	return nil
 }
 
 // forgetStatus deletes what HA last said of a guest; left behind it would only mislead.
-func (m *member) forgetStatus(ctx context.Context, id model.VMID) {
+func (h *resources) forgetStatus(ctx context.Context, id model.VMID) {
 	key := model.HAStatusPrefix + id.SID()
-	kv, err := m.st.Get(ctx, key, store.Linearizable)
+	kv, err := h.st.Get(ctx, key, store.Linearizable)
 	if err != nil {
 		return // there is none, or no quorum
 	}
-	_, err = m.st.Txn(ctx, store.Txn{If: []store.Cond{{Key: key, Revision: kv.ModRevision}}, Then: []store.Op{store.Delete(key)}})
+	_, err = h.st.Txn(ctx, store.Txn{If: []store.Cond{{Key: key, Revision: kv.ModRevision}}, Then: []store.Op{store.Delete(key)}})
 	if err != nil {
-		m.log.Info("HA status left behind", "sid", id.SID(), "err", err)
+		h.log.Info("HA status left behind", "vmid", id, "err", err)
 	}
 }
 
 // HAStatus implements api.HA.
-func (h *haAPI) HAStatus(ctx context.Context) (api.HAStatus, error) {
-	m, err := h.member()
-	if err != nil {
-		return api.HAStatus{}, err
-	}
-	snap := m.mirror.Snapshot()
+func (h *resources) HAStatus(ctx context.Context) (api.HAStatus, error) {
+	snap := h.mirror.Snapshot()
 	manager, _ := mirror.Get[model.Manager](snap, model.ManagerKey) // what cannot be read is not shown
-	out := api.HAStatus{Manager: manager.Value.Node, Quorate: m.st.Quorate()}
-	for _, n := range m.nodes() {
-		out.Nodes = append(out.Nodes, nodeState(m.live, n.Name))
+	out := api.HAStatus{Manager: manager.Value.Node, Quorate: h.quorate()}
+	for _, n := range h.roster.nodes() {
+		out.Nodes = append(out.Nodes, nodeState(h.live, n.Name))
 	}
+	var err error
 	out.Services, err = h.HAResources(ctx)
+	owners := map[model.VMID]string{}
+	for _, f := range guestFilesIn(snap) {
+		owners[f.id] = f.node
+	}
 	for i := range out.Services {
 		s := &out.Services[i]
 		rec, err := mirror.Get[ha.Status](snap, model.HAStatusPrefix+s.SID)
@@ -201,13 +211,13 @@ func (h *haAPI) HAStatus(ctx context.Context) (api.HAStatus, error) {
 			s.Status, s.Reason = string(rec.Value.State), rec.Value.Reason
 		}
 		if id, err := pveconf.ParseSID(s.SID); err == nil {
-			s.Node, _, _ = m.guestFile(id)
+			s.Node = owners[id]
 		}
 	}
 	return out, err
 }
 
-func nodeState(l *liveness.Liveness, node string) api.HANodeStatus {
+func nodeState(l observer, node string) api.HANodeStatus {
 	v, silence := l.Verdict(node)
 	s := api.HANodeStatus{Node: node, State: "online", Epoch: v.Live.Epoch, SilenceMS: silence.Milliseconds()}
 	switch {
