@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"sauh.dev/sauh/internal/agent/mirror"
@@ -67,16 +68,16 @@ func (m *membership) admit(ctx context.Context, r joinRequest, now time.Time) (j
 	}
 	id, err := m.st.AddLearner(ctx, node.Name, peerURLs(node))
 	if err != nil {
-		m.takeBack(node.Name, "", &secret, r.ID)
+		m.takeBack(node, "", &secret, r.ID)
 		return joinReply{}, fmt.Errorf("add %s to the store (is another node joining right now? then try again): %w", node.Name, err)
 	}
 	members, err := m.st.Members(ctx)
 	if err != nil {
-		m.takeBack(node.Name, id, &secret, r.ID)
+		m.takeBack(node, id, &secret, r.ID)
 		return joinReply{}, writeError("admit "+node.Name, err)
 	}
 	initial := etcd.InitialMembers(members, node.Name, peerURLs(node))
-	m.wg.Go(func() { m.promote(node.Name, id) })
+	m.wg.Go(func() { m.promote(node, id) })
 	return joinReply{Cluster: m.cluster, Node: node, CA: string(certs.EncodeCert(ca.Cert)), Cert: string(certs.EncodeCert(cert)), Initial: initial}, nil
 }
 
@@ -149,7 +150,8 @@ func (m *membership) reserve(ctx context.Context, r joinRequest, s mirror.Record
 
 // promote makes the learner a voter as soon as it has caught up, and takes the
 // join back when that does not happen in time.
-func (m *membership) promote(name, id string) {
+func (m *membership) promote(node model.Node, id string) {
+	name := node.Name
 	ctx, cancel := context.WithTimeout(m.ctx, joinLimit)
 	defer cancel()
 	for {
@@ -159,47 +161,88 @@ func (m *membership) promote(name, id string) {
 		}
 		if ctx.Err() != nil {
 			m.log.Warn("node did not catch up in time, its join is taken back", "node", name, "err", err)
-			m.takeBack(name, id, nil, "")
+			m.takeBack(node, id, nil, "")
 			return
 		}
 		sleep(ctx, 200*time.Millisecond)
 	}
-	err := retryNoQuorum(ctx, joinLimit, func() error {
-		n, err := mirror.Read[model.Node](ctx, m.st, model.NodePrefix+name)
-		if err != nil || n.Revision == 0 {
-			return err
-		}
-		n.Value.Votes, n.Value.MemberID = 1, id
-		_, err = m.st.Txn(ctx, store.Txn{
-			If:   []store.Cond{{Key: model.NodePrefix + name, Revision: n.Revision}},
-			Then: []store.Op{store.Put(model.NodePrefix+name, mustJSON(n.Value))},
-		})
-		return err
-	})
-	if err != nil {
+	if err := m.recordVote(ctx, name, id); err != nil {
 		m.log.Warn("vote of the new node not recorded, its join is taken back", "node", name, "err", err)
-		m.takeBack(name, id, nil, "")
+		m.takeBack(node, id, nil, "")
 		return
 	}
 	m.log.Info("node joined", "node", name)
 }
 
-// takeBack undoes reserve and AddLearner.
-func (m *membership) takeBack(name, id string, secret *mirror.Record[joinSecret], secretID string) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), 10*time.Second)
+// recordVote writes that a node is a voter, however often its record changes meanwhile: the node itself writes it, too.
+func (m *membership) recordVote(ctx context.Context, name, id string) error {
+	for {
+		n, err := mirror.Read[model.Node](ctx, m.st, model.NodePrefix+name)
+		if err == nil && n.Revision == 0 {
+			return nil // removed again
+		}
+		if err == nil {
+			n.Value.Votes, n.Value.MemberID = 1, id
+			_, err = m.st.Txn(ctx, store.Txn{
+				If:   []store.Cond{{Key: model.NodePrefix + name, Revision: n.Revision}},
+				Then: []store.Op{store.Put(model.NodePrefix+name, mustJSON(n.Value))},
+			})
+		}
+		again := errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrNoQuorum)
+		if !again || ctx.Err() != nil {
+			return err
+		}
+		sleep(ctx, 100*time.Millisecond)
+	}
+}
+
+// takeBackLimit bounds the undoing of a join: a store that elects a leader answers again within seconds.
+const takeBackLimit = 10 * time.Second
+
+// takeBack undoes reserve and AddLearner, each until it succeeded or the time is over. id is "" if the answer of AddLearner was
+// lost: the learner may be there all the same, and is known by its addresses alone then.
+func (m *membership) takeBack(node model.Node, id string, secret *mirror.Record[joinSecret], secretID string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), takeBackLimit)
 	defer cancel()
-	err := m.deleteRecords(ctx, name)
-	if id != "" {
-		err = errors.Join(err, m.st.RemoveMember(ctx, id))
+	steps := []func() error{
+		func() error { return m.deleteRecords(ctx, node.Name) },
+		func() error { return m.removeLearner(ctx, node, id) },
 	}
 	if secret != nil {
 		key := model.JoinPrefix + secretID
-		_, terr := m.st.Txn(ctx, store.Txn{If: []store.Cond{{Key: key}}, Then: []store.Op{store.Put(key, mustJSON(secret.Value))}})
-		err = errors.Join(err, terr)
+		steps = append(steps, func() error {
+			if kv, err := m.st.Get(ctx, key, store.Linearizable); err == nil && kv.ModRevision != 0 {
+				return nil // an earlier attempt whose answer was lost
+			}
+			_, err := m.st.Txn(ctx, store.Txn{If: []store.Cond{{Key: key}}, Then: []store.Op{store.Put(key, mustJSON(secret.Value))}})
+			return err
+		})
 	}
+	for _, step := range steps {
+		err := step()
+		for err != nil && ctx.Err() == nil {
+			sleep(ctx, 200*time.Millisecond)
+			err = step()
+		}
+		if err != nil {
+			m.log.Error("a join was not taken back completely: run `sauh cluster remove`", "node", node.Name, "err", err)
+		}
+	}
+}
+
+// removeLearner takes a joining node out of the store's members; one that is not there is no error.
+func (m *membership) removeLearner(ctx context.Context, node model.Node, id string) error {
+	members, err := m.st.Members(ctx)
 	if err != nil {
-		m.log.Error("a join was not taken back completely: run `sauh cluster remove`", "node", name, "err", err)
+		return err
 	}
+	for _, x := range members {
+		same := x.Name == "" && x.Learner && slices.ContainsFunc(peerURLs(node), func(u string) bool { return slices.Contains(x.PeerURLs, u) })
+		if x.ID == id || id == "" && same {
+			return m.st.RemoveMember(ctx, x.ID)
+		}
+	}
+	return nil
 }
 
 func (m *membership) loadCA(ctx context.Context) (certs.Pair, error) {

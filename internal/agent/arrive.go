@@ -214,13 +214,17 @@ func (a *arrivals) check(ctx context.Context, _ string, r checkRequest) (struct{
 // resolveInterrupted settles migrations that an earlier agent of this node left.
 // It takes the locks of all that are known at the start before it returns,
 // so that nothing else touches those guests first, and looks for others as long as ctx lasts:
-// an intent of this node as the source whose guest nobody holds was left by somebody dead.
+// an intent of this node as the source whose guest nobody holds was left by somebody dead. A guest whose process could not be adopted is
+// held the same way until it is.
 func (a *arrivals) resolveInterrupted(ctx context.Context) {
 	notes := move.DirNotes{Dir: a.dir}
 	for id := range a.procs.list() {
 		if _, err := notes.Load(id); err == nil {
 			a.settle(ctx, id)
 		}
+	}
+	for _, id := range a.procs.unadoptedIDs() {
+		a.settle(ctx, id)
 	}
 	for id, in := range a.intents() {
 		if in.Source == a.node || in.Target == a.node {
@@ -239,7 +243,8 @@ func (a *arrivals) resolveInterrupted(ctx context.Context) {
 	})
 }
 
-// settle recovers one guest's migration in the background, unless something has the guest's lock.
+// settle adopts a guest's process if that is still to be done, and recovers its migration if there is one, in the
+// background, unless something has the guest's lock.
 func (a *arrivals) settle(ctx context.Context, id model.VMID) {
 	unlock, err := a.locks.tryLock(id, "settling an interrupted migration")
 	if err != nil {
@@ -248,9 +253,15 @@ func (a *arrivals) settle(ctx context.Context, id model.VMID) {
 	a.wg.Go(func() {
 		defer unlock()
 		for ctx.Err() == nil {
+			if a.procs.unadopted(id) != nil && !a.procs.adopt(ctx, id) {
+				sleep(ctx, recoverAgain)
+				continue
+			}
 			v, err := move.Recover(ctx, a.targetDeps(), id)
 			if err == nil || errors.Is(err, model.ErrNotFound) {
-				a.log.Info("interrupted migration settled", "vmid", id, "verdict", v)
+				if err == nil {
+					a.log.Info("interrupted migration settled", "vmid", id, "verdict", v)
+				}
 				if p := a.procs.get(id); p != nil {
 					p.incoming.Store(a.procs.neverRan(ctx, id, p.Process))
 				}

@@ -15,6 +15,9 @@ import (
 
 // mayDestroy refuses to destroy a guest that runs, is an HA resource, or is protected from it.
 func (c *creation) mayDestroy(ctx context.Context, id model.VMID) (ownership, *pveconf.Guest, error) {
+	if err := c.procs.unadopted(id); err != nil {
+		return ownership{}, nil, err
+	}
 	if c.procs.get(id) != nil {
 		return ownership{}, nil, model.Errorf(model.ErrBusy, "VM %s is running - destroy failed: stop it first", id)
 	}

@@ -149,6 +149,9 @@ func (o *operations) end(_ context.Context, typ string, id model.VMID, f func(co
 	if _, err := o.files.own(id); err != nil {
 		return "", err
 	}
+	if err := o.procs.unadopted(id); err != nil {
+		return "", err
+	}
 	p := o.procs.get(id)
 	wanted := o.resources.states()[id] == pveconf.HAStarted
 	if p == nil && !wanted {

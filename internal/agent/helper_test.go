@@ -37,6 +37,7 @@ type testStore struct {
 	members   []etcd.Member
 	nextID    int
 	noQuorum  bool
+	addLost   bool                                   // AddLearner does it and answers addErr
 	addErr    error                                  // AddLearner's answer
 	beforeTxn func(store.Txn) error                  // sees each transaction first; its error is the answer
 	watch     func(context.Context) chan store.Batch // takes the place of the next Watch
@@ -109,12 +110,15 @@ func (s *testStore) Members(context.Context) ([]etcd.Member, error) {
 func (s *testStore) AddLearner(_ context.Context, _ string, urls []string) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.addErr != nil {
+	if s.addErr != nil && !s.addLost {
 		return "", s.addErr
 	}
 	id := strconv.Itoa(s.nextID)
 	s.nextID++
 	s.members = append(s.members, etcd.Member{ID: id, PeerURLs: urls, Learner: true})
+	if s.addLost {
+		return "", s.addErr
+	}
 	return id, nil
 }
 

@@ -117,6 +117,9 @@ func (v *inventory) statusOf(ctx context.Context, f guestFile) model.Guest {
 	row.Status = "stopped"
 	p := v.procs.get(f.id)
 	if p == nil {
+		if err := v.procs.unadopted(f.id); err != nil {
+			row.Status, row.Reason = "unknown", err.Error()
+		}
 		return row
 	}
 	row.Status, row.PID = "running", p.PID()

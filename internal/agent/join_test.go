@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -385,4 +386,48 @@ func TestAMemberCreatesAndJoinsNoOtherCluster(t *testing.T) {
 	want := "this node is already a member of cluster test as n1: leave it first with `sauh cluster leave`"
 	refused(t, n.a.Create(t.Context(), api.CreateClusterRequest{Name: "two"}), model.ErrExists, want)
 	refused(t, n.a.Join(t.Context(), testKey().encode(), ""), model.ErrExists, want)
+}
+
+// The store took the learner in and its answer was lost: the learner has no name by which anybody could remove it.
+func TestALearnerWhoseAnswerWasLostIsTakenBack(t *testing.T) {
+	n := newNode(t)
+	now := time.Now()
+	r := n.request(2, now)
+	before := n.dump()
+	n.st.addLost = true
+	n.st.setAddErr(store.ErrNoQuorum)
+	if _, err := n.m.membership.admit(t.Context(), r, now); !errors.Is(err, model.ErrNoQuorum) {
+		t.Error(err)
+	}
+	if diff := cmp.Diff(before, n.dump()); diff != "" {
+		t.Errorf("not everything was taken back:\n%s", diff)
+	}
+}
+
+// The joining node writes its own record as soon as it has started, and no vote may be lost by that.
+func TestAVoteIsRecordedAlthoughTheRecordChangesMeanwhile(t *testing.T) {
+	n := newNode(t)
+	now := time.Now()
+	_, err := n.m.membership.admit(t.Context(), n.request(2, now), now)
+	must(t, err)
+	key := model.NodePrefix + "n2"
+	times := 3
+	n.st.onTxn(func(tx store.Txn) error {
+		if len(tx.Then) == 1 && tx.Then[0].Key == key && times > 0 {
+			times--
+			var x model.Node
+			must(t, json.Unmarshal([]byte(n.get(key)), &x))
+			x.CPUs++
+			putKey(t, n.other, key, string(mustJSON(x)))
+		}
+		return nil
+	})
+	close(n.st.promote)
+	eventually(t, "n2 votes", func() bool {
+		rec, err := mirror.Read[model.Node](t.Context(), n.other, key)
+		return err == nil && rec.Value.Votes == 1 && rec.Value.CPUs == 3
+	})
+	if members, _ := n.st.Members(t.Context()); len(members) != 2 {
+		t.Errorf("the store's members are %v", members)
+	}
 }

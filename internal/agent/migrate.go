@@ -47,6 +47,9 @@ func (m *moving) deps(log func(model.VMID, string)) move.Deps {
 }
 
 func (m *moving) find(ctx context.Context, id model.VMID) (move.QEMU, error) {
+	if err := m.procs.unadopted(id); err != nil {
+		return nil, err
+	}
 	p := m.procs.get(id)
 	if p == nil {
 		return nil, model.Errorf(model.ErrNotFound, "guest %s does not run on %s", id, m.node)
@@ -101,6 +104,9 @@ func (d *departures) Migrate(ctx context.Context, id model.VMID, target string, 
 	}
 	if _, err := d.roster.node(target); err != nil {
 		return "", model.Invalidf("target", "%v", err)
+	}
+	if err := d.procs.unadopted(id); err != nil {
+		return "", err
 	}
 	p := d.procs.get(id)
 	if p != nil && !online {

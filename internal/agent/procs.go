@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +28,7 @@ type procs struct {
 
 	mu   sync.Mutex
 	all  map[model.VMID]*proc // guarded by mu
+	lost map[model.VMID]error // why a process that may be there was not adopted yet; guarded by mu
 	gone chan model.VMID      // ends, for the HA worker
 	stop chan struct{}
 }
@@ -52,13 +55,12 @@ func newProc(p *qemu.Process, incoming bool) *proc {
 }
 
 func newProcs(paths Paths, log *slog.Logger, g groupGuard) *procs {
-	return &procs{paths: paths, log: log, guard: g, all: map[model.VMID]*proc{}, gone: make(chan model.VMID, 64), stop: make(chan struct{})}
+	return &procs{paths: paths, log: log, guard: g, all: map[model.VMID]*proc{}, lost: map[model.VMID]error{}, gone: make(chan model.VMID, 64), stop: make(chan struct{})}
 }
 
 // adoptAll takes over the processes that an earlier agent of this boot started.
 func (ps *procs) adoptAll(ctx context.Context) {
-	dir := ps.paths.qemuRun()
-	ids, err := qemu.List(dir)
+	ids, err := qemu.List(ps.paths.qemuRun())
 	if err != nil {
 		ps.log.Error("running guests cannot be listed", "err", err)
 		return
@@ -68,7 +70,7 @@ func (ps *procs) adoptAll(ctx context.Context) {
 	}
 	var wg sync.WaitGroup
 	for _, id := range ids {
-		wg.Go(func() { ps.adopt(ctx, dir, id) })
+		wg.Go(func() { ps.adopt(ctx, id) })
 	}
 	wg.Wait()
 	for name := range ps.guard.Guarded() {
@@ -78,14 +80,43 @@ func (ps *procs) adoptAll(ctx context.Context) {
 	}
 }
 
-func (ps *procs) adopt(ctx context.Context, dir string, id model.VMID) {
-	p, err := qemu.Adopt(ctx, dir, id)
-	if err != nil {
-		ps.log.Warn("guest not adopted", "vmid", id, "err", err)
-		return
+// adopt takes over one guest's process, if there is one; true means that it is known now whether there is.
+func (ps *procs) adopt(ctx context.Context, id model.VMID) bool {
+	p, err := qemu.Adopt(ctx, ps.paths.qemuRun(), id)
+	gone := errors.Is(err, model.ErrNotFound)
+	ps.mu.Lock()
+	_, known := ps.lost[id]
+	if err == nil || gone {
+		delete(ps.lost, id)
+	} else {
+		ps.lost[id] = err
 	}
-	ps.log.Info("guest adopted", "vmid", id, "pid", p.PID())
-	ps.add(id, newProc(p, p.Spec().Incoming && ps.neverRan(ctx, id, p)))
+	ps.mu.Unlock()
+	switch {
+	case err == nil:
+		ps.log.Info("guest adopted", "vmid", id, "pid", p.PID())
+		ps.add(id, newProc(p, p.Spec().Incoming && ps.neverRan(ctx, id, p)))
+	case !known:
+		ps.log.Warn("guest not adopted", "vmid", id, "err", err)
+	}
+	return err == nil || gone
+}
+
+// unadopted says why it is not known whether the guest runs here, nil if it is known.
+func (ps *procs) unadopted(id model.VMID) error {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if err := ps.lost[id]; err != nil {
+		return model.Errorf(model.ErrUnavailable, "it is not known whether guest %s runs here, and the agent goes on trying to find out: %v", id, err)
+	}
+	return nil
+}
+
+// unadoptedIDs are the guests of which it is not known.
+func (ps *procs) unadoptedIDs() []model.VMID {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return slices.Sorted(maps.Keys(ps.lost))
 }
 
 // neverRan reports whether an incoming QEMU still waits for its guest, or has it

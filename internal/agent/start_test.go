@@ -555,3 +555,64 @@ func TestAStartReadsTheStoragesFromTheMajority(t *testing.T) {
 		t.Errorf("with a storage.cfg that cannot be read: %v", err)
 	}
 }
+
+func TestWhatACardAsksForAndDoesNotGetIsNamed(t *testing.T) {
+	n, _, _ := startNode(t)
+	conf, err := pveconf.ParseGuest([]byte("net0: virtio=BC:24:11:00:00:01,bridge=vmbr0,tag=5,rate=10,firewall=1\nnet1: virtio=BC:24:11:00:00:02,bridge=vmbr0,firewall=0,mtu=1400\n"))
+	must(t, err)
+	if diff := cmp.Diff([]string{"net0: tag=5", "net0: rate=10", "net0: firewall=1"}, ignoredOfNets(conf)); diff != "" {
+		t.Error(diff)
+	}
+	n.put(model.GuestConfigKey("n1", 100), "memory: 32\nnet0: virtio=BC:24:11:00:00:01,tag=5\n")
+	var log []string
+	_ = n.m.starter.start(t.Context(), startRequest{id: 100, log: func(f string, args ...any) { log = append(log, fmt.Sprintf(f, args...)) }})
+	if !slices.Contains(log, "WARN: net0: tag=5 is kept but has no effect in this version") {
+		t.Errorf("the log is %q", log)
+	}
+}
+
+// A process of which only broken traces are there may run: nobody may take the guest for stopped.
+func TestAGuestThatCannotBeAdoptedIsUnknownUntilItIs(t *testing.T) {
+	n, _, d := startNode(t)
+	n.put(haResourcesKey, "vm: 100\n\tstate stopped\n")
+	state := filepath.Join(n.paths.qemuRun(), "100.json")
+	must(t, os.WriteFile(state, []byte("{broken"), 0o600))
+	n.m.procs.adoptAll(t.Context())
+	row, err := n.m.roles.Guests.Get(t.Context(), 100)
+	if err != nil || row.Status != "unknown" || !strings.Contains(row.Reason, "it is not known whether guest 100 runs here") {
+		t.Fatalf("the guest is %+v: %v", row, err)
+	}
+	d.take()
+	for what, err := range map[string]error{
+		"start": n.start(100), "stop": n.run(n.m.roles.Guests.Stop(t.Context(), 100)), "destroy": n.destroyGuest(100),
+		"migrate": n.run(n.m.roles.Guests.Migrate(t.Context(), 100, "n2", true)),
+	} {
+		if err == nil || what == "start" && !errors.Is(err, model.ErrUnavailable) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := n.m.arrivals.find(t.Context(), 100); !errors.Is(err, model.ErrUnavailable) {
+		t.Errorf("a migration takes the process for gone: %v", err)
+	}
+	if lines := d.take(); len(lines) > 0 {
+		t.Errorf("something was done: %v", lines)
+	}
+	must(t, os.Remove(state))
+	n.m.arrivals.resolveInterrupted(n.m.ctx)
+	eventually(t, "it is found out that it does not run", func() bool {
+		row, err := n.m.roles.Guests.Get(t.Context(), 100)
+		return err == nil && row.Status == "stopped" && len(n.m.worker.locks.holders()) == 0
+	})
+}
+
+// Its file does not matter to the process that runs.
+func TestAGuestWhoseFileCannotBeReadCanBeStopped(t *testing.T) {
+	n, _, _ := startNode(t)
+	n.put(model.GuestConfigKey("n1", 100), "cores: many\n")
+	row, err := n.m.roles.Guests.Get(t.Context(), 100)
+	if err != nil || row.Status != "stopped" {
+		t.Errorf("its status: %+v %v", row, err)
+	}
+	err = n.run(n.m.roles.Guests.Stop(t.Context(), 100))
+	refused(t, err, model.ErrBusy, "VM 100 not running") // and not that its file is wrong
+}
