@@ -5,7 +5,9 @@ import (
 	"testing"
 
 	"sauh.dev/sauh/internal/api"
+	"sauh.dev/sauh/internal/client"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/guard"
 )
 
 func TestAMemberThatIsStartingIsNoFreshNode(t *testing.T) {
@@ -22,5 +24,13 @@ func TestAMemberThatIsStartingIsNoFreshNode(t *testing.T) {
 	refused(t, c.Leave(t.Context()), model.ErrUnavailable, want)
 	if _, err := os.Stat(p.storeData()); err != nil {
 		t.Errorf("the store's data: %v", err)
+	}
+}
+
+// Three programs meet at these paths, each with a constant of its own.
+func TestEverybodyMeetsAtTheSameSockets(t *testing.T) {
+	p := DefaultPaths()
+	if p.apiSocket() != client.DefaultSocket || p.guardSocket() != guard.DefaultSocket {
+		t.Errorf("the agent uses %s and %s, others %s and %s", p.apiSocket(), p.guardSocket(), client.DefaultSocket, guard.DefaultSocket)
 	}
 }

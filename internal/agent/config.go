@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/guard"
 	"sauh.dev/sauh/internal/sys"
 )
 
@@ -40,7 +41,7 @@ func DefaultPaths() Paths {
 func (p Paths) apiSocket() string         { return filepath.Join(p.Run, "api.sock") }
 func (p Paths) guardSocket() string       { return filepath.Join(p.Run, "guard.sock") }
 func (p Paths) qemuRun() string           { return filepath.Join(p.Run, "qemu") }
-func (p Paths) guestsCgroup() string      { return filepath.Join(p.CgroupRoot, "sauh", "guests") }
+func (p Paths) guestsCgroup() string      { return guard.GuestsDir(p.CgroupRoot) }
 func (p Paths) cgroupOf(id string) string { return filepath.Join(p.guestsCgroup(), id) }
 func (p Paths) membership() string        { return filepath.Join(p.State, "member.json") }
 func (p Paths) storeData() string         { return filepath.Join(p.State, "etcd") }

@@ -141,8 +141,8 @@ func (c *creation) create(ctx context.Context, id model.VMID, plan *newGuest, t 
 	}
 	key := model.GuestConfigKey(c.node, id)
 	_, err = c.st.Txn(ctx, store.Txn{
-		If:   []store.Cond{{Key: reservationKey(id)}, {Key: key}, {Key: model.NodePrefix + c.node, Revision: node.ModRevision}},
-		Then: []store.Op{store.Put(reservationKey(id), []byte(c.node)), store.Put(key, plan.conf.Bytes())},
+		If:   []store.Cond{{Key: model.VMIDPrefix + id.String()}, {Key: key}, {Key: model.NodePrefix + c.node, Revision: node.ModRevision}},
+		Then: []store.Op{store.Put(model.VMIDPrefix+id.String(), []byte(c.node)), store.Put(key, plan.conf.Bytes())},
 	})
 	switch {
 	case errors.Is(err, store.ErrConflict):

@@ -183,12 +183,12 @@ func TestNothingIsCreatedWithoutAQuorum(t *testing.T) {
 func TestTheVolumesGoAgainWhenTheIdIsLostToAnotherNode(t *testing.T) {
 	n := newNode(t)
 	n.storage("nas", "")
-	n.put(reservationKey(100), "n2")
+	n.put(model.VMIDPrefix+"100", "n2")
 	refused(t, n.create(100, "virtio0", "nas:1", "scsi0", "nas:1"), model.ErrExists, "unable to create VM 100 - VM 100 already exists")
 	if vols := n.volumes("nas"); len(vols) > 0 {
 		t.Errorf("volumes are left: %v", vols)
 	}
-	if n.get(model.GuestConfigKey("n1", 100)) != "" || n.get(reservationKey(100)) != "n2" {
+	if n.get(model.GuestConfigKey("n1", 100)) != "" || n.get(model.VMIDPrefix+"100") != "n2" {
 		t.Error("the guest was created all the same")
 	}
 }
@@ -369,7 +369,7 @@ func TestDestroyDeletesTheGuestsOwnVolumesAlone(t *testing.T) {
 	if _, err := os.Stat(file); err != nil {
 		t.Error("a file that is no volume is gone")
 	}
-	for _, key := range []string{model.GuestConfigKey("n1", 100), reservationKey(100), model.ProtectedPrefix + "100", model.HAStatusPrefix + "vm:100"} {
+	for _, key := range []string{model.GuestConfigKey("n1", 100), model.VMIDPrefix + "100", model.ProtectedPrefix + "100", model.HAStatusPrefix + "vm:100"} {
 		if v := n.get(key); v != "" {
 			t.Errorf("%s is left: %s", key, v)
 		}

@@ -55,7 +55,7 @@ func (c *creation) destroy(ctx context.Context, id model.VMID, t *task.Task) err
 	if o.protected.Revision != 0 {
 		txn.Then = append(txn.Then, store.Delete(model.ProtectedPrefix+id.String()))
 	}
-	for _, key := range []string{reservationKey(id), model.HAStatusPrefix + id.SID()} {
+	for _, key := range []string{model.VMIDPrefix + id.String(), model.HAStatusPrefix + id.SID()} {
 		if kv, err := c.st.Get(ctx, key, store.Linearizable); err == nil {
 			txn.If = append(txn.If, store.Cond{Key: key, Revision: kv.ModRevision})
 			txn.Then = append(txn.Then, store.Delete(key))
@@ -100,6 +100,3 @@ func ownVolumes(id model.VMID, conf *pveconf.Guest) []string {
 	}
 	return own
 }
-
-// reservationKey is taken by the guest that has the id, so that no two nodes create it at once.
-func reservationKey(id model.VMID) string { return "vmid/" + id.String() }

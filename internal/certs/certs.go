@@ -159,16 +159,6 @@ func Fingerprint(cert *x509.Certificate) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// ColonFingerprint is the same in the form that people compare: "AB:CD:…".
-func ColonFingerprint(cert *x509.Certificate) string {
-	plain := strings.ToUpper(Fingerprint(cert))
-	pairs := make([]string, 0, len(plain)/2)
-	for i := 0; i < len(plain); i += 2 {
-		pairs = append(pairs, plain[i:i+2])
-	}
-	return strings.Join(pairs, ":")
-}
-
 // plainFingerprint brings both forms to the first one.
 func plainFingerprint(s string) string {
 	return strings.ToLower(strings.ReplaceAll(s, ":", ""))
