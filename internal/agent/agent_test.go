@@ -5,7 +5,6 @@ import (
 	"testing"
 
 	"sauh.dev/sauh/internal/api"
-	"sauh.dev/sauh/internal/client"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/guard"
 )
@@ -27,10 +26,9 @@ func TestAMemberThatIsStartingIsNoFreshNode(t *testing.T) {
 	}
 }
 
-// Three programs meet at these paths, each with a constant of its own.
-func TestEverybodyMeetsAtTheSameSockets(t *testing.T) {
-	p := DefaultPaths()
-	if p.apiSocket() != client.DefaultSocket || p.guardSocket() != guard.DefaultSocket {
-		t.Errorf("the agent uses %s and %s, others %s and %s", p.apiSocket(), p.guardSocket(), client.DefaultSocket, guard.DefaultSocket)
+// The guard and the agent have a constant each.
+func TestAgentAndGuardMeetAtTheSameSocket(t *testing.T) {
+	if got := DefaultPaths().guardSocket(); got != guard.DefaultSocket {
+		t.Errorf("the agent uses %s and the guard %s", got, guard.DefaultSocket)
 	}
 }
