@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"sauh.dev/sauh/internal/agent/move"
+	"sauh.dev/sauh/internal/agent/task"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
@@ -35,16 +36,15 @@ type Options struct {
 }
 
 // Agent is a node's agent. It serves the API on the local socket from its
-// start, and everything else while the node is a member of a cluster.
+// start, and everything else while the node is a member of a cluster. It implements api.Cluster; a member has the other roles.
 type Agent struct {
 	opts  Options
 	cfg   Config
 	log   *slog.Logger
-	tasks *tasks
+	tasks *task.List
 	host  *hostInfo
-	boot  string // boot id
-	// handler is the API; the listeners of a member serve it too.
-	handler http.Handler
+	boot  string       // boot id
+	alone http.Handler // the API of a node that is no member
 
 	joining sync.Mutex // held by Create, Join and Leave
 	current atomic.Pointer[member]
@@ -88,14 +88,11 @@ func newAgent(ctx context.Context, opts Options) (*Agent, error) {
 		return nil, fmt.Errorf("read the boot id: %w", err)
 	}
 	a := &Agent{opts: opts, cfg: cfg, log: opts.Log, boot: boot, host: &hostInfo{probed: make(chan struct{})}, fatal: make(chan error, 1)}
-	a.tasks, err = newTasks(ctx, opts.Paths.tasks(), a.nodeName, opts.Log)
+	a.tasks, err = task.Open(ctx, opts.Paths.tasks(), a.nodeName, opts.Log)
 	if err != nil {
 		return nil, err
 	}
-	a.handler = api.NewServer(api.Backend{
-		Cluster: (*clusterAPI)(a), Guests: (*guestsAPI)(a), Tasks: a.tasks,
-		Storages: (*storagesAPI)(a), HA: (*haAPI)(a), Peers: (*peersAPI)(a),
-	}, api.Options{Logger: opts.Log})
+	a.alone = api.NewServer(api.Backend{Cluster: a, Tasks: a.tasks, Absent: a.noMember}, api.Options{Logger: opts.Log})
 	return a, nil
 }
 
@@ -120,14 +117,14 @@ func (a *Agent) run(ctx context.Context) error {
 		a.log.Debug("the local API stopped", "err", <-served)
 		return err
 	}
-	a.wg.Go(func() { a.probeAccel(ctx) })
+	a.wg.Go(func() { a.host.probeAccel(ctx, a.opts.Paths.State, a.log) })
 	a.log.Info("agent is up", "node", a.nodeName(), "member", ms != nil, "boot", a.boot, "go", runtime.Version())
 	select {
 	case <-ctx.Done():
 	case err = <-served:
 	case err = <-a.fatal:
 	}
-	a.tasks.stop(move.ErrAbandoned)
+	a.tasks.Stop(move.ErrAbandoned)
 	a.stopMember()
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
@@ -141,11 +138,20 @@ func (a *Agent) run(ctx context.Context) error {
 
 func (a *Agent) httpServer() *http.Server {
 	return &http.Server{
-		Handler:           a.handler,
+		Handler:           http.HandlerFunc(a.serveAPI),
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 		TLSNextProto:      map[string]func(*http.Server, *tls.Conn, http.Handler){}, // HTTP/1.1 only, as the API's clients expect
 	}
+}
+
+// serveAPI answers as the member that this node is, or as a node that is none.
+func (a *Agent) serveAPI(w http.ResponseWriter, r *http.Request) {
+	if m := a.current.Load(); m != nil {
+		m.handler.ServeHTTP(w, r)
+		return
+	}
+	a.alone.ServeHTTP(w, r)
 }
 
 // listenUnix makes the root-only socket, replacing one that a dead agent left.
@@ -183,10 +189,15 @@ func (a *Agent) member() (*member, error) {
 	if m := a.current.Load(); m != nil {
 		return m, nil
 	}
+	return nil, a.noMember()
+}
+
+// noMember says why this node cannot do what only a member can.
+func (a *Agent) noMember() error {
 	if err := a.refuseWhileStarting(); err != nil {
-		return nil, err
+		return err
 	}
-	return nil, model.Errorf(model.ErrUnavailable, "this node belongs to no cluster: make one with `sauh cluster create NAME`, or join one with `sauh cluster join KEY`")
+	return model.Errorf(model.ErrUnavailable, "this node belongs to no cluster: make one with `sauh cluster create NAME`, or join one with `sauh cluster join KEY`")
 }
 
 // refuseWhileStarting tells a node that belongs to no cluster from one whose membership is recorded and does not run: its

@@ -6,6 +6,7 @@ import (
 
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/guard"
 )
 
 func TestAMemberThatIsStartingIsNoFreshNode(t *testing.T) {
@@ -14,7 +15,7 @@ func TestAMemberThatIsStartingIsNoFreshNode(t *testing.T) {
 	must(t, os.MkdirAll(p.storeData(), 0o700))
 	must(t, saveJSON(p.membership(), Membership{Node: model.Node{Name: "n1"}, Cluster: model.Cluster{Name: "test"}}))
 	const want = "this node is a member of cluster test, and its agent is just starting or stopping: try again in a moment"
-	c := (*clusterAPI)(a)
+	c := a
 	_, err := c.Status(t.Context())
 	refused(t, err, model.ErrUnavailable, want)
 	refused(t, c.Create(t.Context(), api.CreateClusterRequest{Name: "other"}), model.ErrUnavailable, want)
@@ -22,5 +23,12 @@ func TestAMemberThatIsStartingIsNoFreshNode(t *testing.T) {
 	refused(t, c.Leave(t.Context()), model.ErrUnavailable, want)
 	if _, err := os.Stat(p.storeData()); err != nil {
 		t.Errorf("the store's data: %v", err)
+	}
+}
+
+// The guard and the agent have a constant each.
+func TestAgentAndGuardMeetAtTheSameSocket(t *testing.T) {
+	if got := DefaultPaths().guardSocket(); got != guard.DefaultSocket {
+		t.Errorf("the agent uses %s and the guard %s", got, guard.DefaultSocket)
 	}
 }

@@ -8,19 +8,18 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"sort"
 	"strings"
 	"time"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/certs"
+	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
-	"sauh.dev/sauh/internal/store"
+	"sauh.dev/sauh/internal/guard"
 	"sauh.dev/sauh/internal/store/etcd"
+	"sauh.dev/sauh/internal/sys"
 )
-
-// clusterAPI is the agent in its role as api.Cluster.
-type clusterAPI Agent
 
 // Keys of the cluster CA among the configuration files, as Proxmox VE keeps its own.
 const (
@@ -28,50 +27,66 @@ const (
 	caKeyKey  = model.ConfigPrefix + "priv/sauh-ca.key"
 )
 
-func (c *clusterAPI) agent() *Agent { return (*Agent)(c) }
-
 // Version implements api.Cluster.
-func (c *clusterAPI) Version() model.Version { return c.opts.Version }
+func (a *Agent) Version() model.Version { return a.opts.Version }
 
 // Info implements api.Cluster.
-func (c *clusterAPI) Info(ctx context.Context) (api.NodeInfo, error) {
-	info, err := c.host.info()
+func (a *Agent) Info(context.Context) (api.NodeInfo, error) {
+	info, err := a.host.info()
 	if err != nil {
 		return info, err
 	}
-	info.Node, info.Version, info.AgentPID = c.agent().nodeName(), c.opts.Version.Version, os.Getpid()
-	if m := c.current.Load(); m != nil {
+	info.Node, info.Version, info.AgentPID = a.nodeName(), a.opts.Version.Version, os.Getpid()
+	if m := a.current.Load(); m != nil {
 		info.ClusterMember = true
-		info.Guard = m.live.guardStatus(ctx)
+		info.Guard = guardStatus(m.live.Status())
 	}
 	return info, nil
 }
 
+// guardStatus is what the guard said last.
+func guardStatus(s guard.Status, err error) api.GuardStatus {
+	if err != nil {
+		return api.GuardStatus{Watchdog: err.Error()}
+	}
+	out := api.GuardStatus{
+		Connected: true, Epoch: s.Epoch, LeaseMS: s.LeftMS, WatchdogSec: int(s.TimeoutS),
+		Watchdog: strings.TrimSpace(s.Watchdog + " " + s.Identity + " (" + s.Grade + ")"),
+	}
+	for _, g := range s.Groups {
+		if g.State != lease.Running {
+			out.Frozen = append(out.Frozen, g.Name)
+		}
+	}
+	return out
+}
+
 // Nodes implements api.Cluster.
-func (c *clusterAPI) Nodes(context.Context) ([]model.Node, error) {
-	m, err := c.agent().member()
+func (a *Agent) Nodes(context.Context) ([]model.Node, error) {
+	m, err := a.member()
 	if err != nil {
 		return nil, err
 	}
-	return m.nodes(), nil
+	return m.roster.nodes(), nil
 }
 
 // Status implements api.Cluster. It answers without quorum.
-func (c *clusterAPI) Status(context.Context) (api.ClusterStatus, error) {
-	m, err := c.agent().member()
+func (a *Agent) Status(context.Context) (api.ClusterStatus, error) {
+	m, err := a.member()
 	if err != nil {
 		return api.ClusterStatus{}, err
 	}
-	manager, _ := getJSON[model.Manager](m.mirror, model.ManagerKey)
+	snap := m.mirror.Snapshot()
+	manager, _ := mirror.Get[model.Manager](snap, model.ManagerKey) // what cannot be read is not shown
 	s := api.ClusterStatus{
 		Name: m.cluster.Name, UUID: m.cluster.UUID, Local: m.name, Quorate: m.st.Quorate(),
-		Leader: m.st.LeaderName(), Manager: manager.Value.Node, ConfigVersion: m.mirror.configVersion(),
+		Leader: m.st.LeaderName(), Manager: manager.Value.Node, ConfigVersion: configVersion(snap),
 	}
-	for _, n := range m.nodes() {
+	for _, n := range m.roster.nodes() {
 		row := api.NodeStatus{Node: n}
-		if l, ok := getJSON[model.Live](m.mirror, model.LivePrefix+n.Name); ok {
+		if l, err := mirror.Get[model.Live](snap, model.LivePrefix+n.Name); err == nil && l.Revision != 0 {
 			row.Epoch, row.Fenced = l.Value.Epoch, l.Value.Fenced
-			row.Online = n.Name == m.name || m.live.online(n.Name)
+			row.Online = n.Name == m.name || m.live.Online(n.Name)
 			if row.Online {
 				row.OnlineSince = l.Value.Online
 			}
@@ -87,8 +102,7 @@ func (c *clusterAPI) Status(context.Context) (api.ClusterStatus, error) {
 }
 
 // Create implements api.Cluster.
-func (c *clusterAPI) Create(ctx context.Context, r api.CreateClusterRequest) error {
-	a := c.agent()
+func (a *Agent) Create(ctx context.Context, r api.CreateClusterRequest) error {
 	a.joining.Lock()
 	defer a.joining.Unlock()
 	if err := a.refuseIfMember(); err != nil {
@@ -122,7 +136,7 @@ func (c *clusterAPI) Create(ctx context.Context, r api.CreateClusterRequest) err
 	if err != nil {
 		return fmt.Errorf("start the cluster: %w", err)
 	}
-	if err := m.seed(ctx, cluster, node, ca); err != nil {
+	if err := m.membership.seed(ctx, cluster, node, ca); err != nil {
 		m.close()
 		return fmt.Errorf("write the first records: %w", err)
 	}
@@ -138,83 +152,27 @@ func (c *clusterAPI) Create(ctx context.Context, r api.CreateClusterRequest) err
 	return nil
 }
 
-// seed writes what a new cluster begins with.
-func (m *member) seed(ctx context.Context, cluster model.Cluster, node model.Node, ca certs.Pair) error {
-	node.MemberID = m.st.MemberID()
-	keyPEM, err := certs.EncodeKey(ca.Key)
-	if err != nil {
-		return err
-	}
-	values := map[string][]byte{
-		model.ClusterKey:                   mustJSON(cluster),
-		model.NodePrefix + node.Name:       mustJSON(node),
-		caCertKey:                          certs.EncodeCert(ca.Cert),
-		caKeyKey:                           keyPEM,
-		model.ConfigPrefix + "storage.cfg": {},
-	}
-	var t store.Txn
-	for k, v := range values {
-		t.If = append(t.If, store.Cond{Key: k})
-		t.Then = append(t.Then, store.Put(k, v))
-	}
-	// A fresh store has to elect itself before it takes a write.
-	return retryNoQuorum(ctx, 15*time.Second, func() error {
-		_, err := m.st.Txn(ctx, t)
-		return err
-	})
-}
-
-// retryNoQuorum repeats f while it reports that there is no quorum, for at most limit.
-func retryNoQuorum(ctx context.Context, limit time.Duration, f func() error) error {
-	deadline := time.Now().Add(limit)
-	for {
-		err := f()
-		if !errors.Is(err, store.ErrNoQuorum) || time.Now().After(deadline) || ctx.Err() != nil {
-			return err
-		}
-		sleep(ctx, 100*time.Millisecond)
-	}
-}
-
 // Key implements api.Cluster.
-func (c *clusterAPI) Key(ctx context.Context, valid time.Duration) (api.JoinKey, error) {
-	m, err := c.agent().member()
+func (a *Agent) Key(ctx context.Context, valid time.Duration) (api.JoinKey, error) {
+	m, err := a.member()
 	if err != nil {
 		return api.JoinKey{}, err
 	}
-	if valid == 0 {
-		valid = time.Hour
-	}
-	if valid < time.Second || valid > 7*24*time.Hour {
-		return api.JoinKey{}, model.Invalidf("valid", "%s is not a time for which a key can be valid: use one second to seven days", valid)
-	}
-	secret, stored := newSecret()
-	stored.Expires, stored.By = time.Now().Add(valid).Unix(), m.name
-	k := joinKey{Cluster: m.cluster.Name, Fingerprint: m.caFingerprint, ID: newUUID(), Secret: secret, Expires: stored.Expires}
-	for _, n := range m.nodes() {
-		k.Addresses = append(k.Addresses, net.JoinHostPort(n.Mgmt, apiPort), net.JoinHostPort(n.Cluster, apiPort))
-	}
-	key := model.JoinPrefix + k.ID
-	_, err = m.st.Txn(ctx, store.Txn{If: []store.Cond{{Key: key}}, Then: []store.Op{store.Put(key, mustJSON(stored))}})
-	if err != nil {
-		return api.JoinKey{}, writeError("make a join key", err)
-	}
-	return api.JoinKey{Key: k.encode(), Fingerprint: k.Fingerprint, Addresses: k.Addresses, Expires: k.Expires}, nil
+	return m.membership.key(ctx, valid)
 }
 
 // Leave implements api.Cluster.
-func (c *clusterAPI) Leave(ctx context.Context) error {
-	a := c.agent()
+func (a *Agent) Leave(ctx context.Context) error {
 	a.joining.Lock()
 	defer a.joining.Unlock()
 	m, err := a.member()
 	if err != nil {
 		return err
 	}
-	if nodes := m.nodes(); len(nodes) == 1 && nodes[0].Name == m.name {
+	if nodes := m.roster.nodes(); len(nodes) == 1 && nodes[0].Name == m.name {
 		return model.Errorf(model.ErrBusy, "%s is the last node of cluster %s: there is nobody left to keep it", m.name, m.cluster.Name)
 	}
-	if err := m.dropNode(ctx, m.name); err != nil {
+	if err := m.membership.dropNode(ctx, m.name); err != nil {
 		return err
 	}
 	a.log.Info("left the cluster", "cluster", m.cluster.Name)
@@ -223,92 +181,24 @@ func (c *clusterAPI) Leave(ctx context.Context) error {
 }
 
 // Remove implements api.Cluster.
-func (c *clusterAPI) Remove(ctx context.Context, node string) error {
-	m, err := c.agent().member()
+func (a *Agent) Remove(ctx context.Context, node string) error {
+	m, err := a.member()
 	if err != nil {
 		return err
 	}
 	if node == m.name {
 		return model.Invalidf("node", "%s is this node: use `sauh cluster leave`", node)
 	}
-	if _, err := m.node(node); err != nil {
+	if _, err := m.roster.node(node); err != nil {
 		// An earlier try may have got as far as the records; the store's voters are still to be changed then.
-		if id, merr := m.memberID(ctx, node); merr != nil || id == "" {
+		if id, merr := m.membership.memberID(ctx, node); merr != nil || id == "" {
 			return err
 		}
 	}
-	if m.live.online(node) {
+	if m.live.Online(node) {
 		return model.Errorf(model.ErrBusy, "%s is online: run `sauh cluster leave` on it, or switch it off first", node)
 	}
-	return m.dropNode(ctx, node)
-}
-
-// dropNode takes a node without guests out of the store's membership and deletes its records.
-func (m *member) dropNode(ctx context.Context, node string) error {
-	if ids := m.guestsOf(node); len(ids) > 0 {
-		return model.Errorf(model.ErrBusy, "%s still owns guests (%s): migrate or destroy them first", node, joinIDs(ids))
-	}
-	self := node == m.name
-	if self {
-		m.leaving.Store(true)
-		defer m.leaving.Store(false)
-		if busy := m.locks.holders(); len(busy) > 0 {
-			return model.Errorf(model.ErrBusy, "guests are being worked on here (%v): wait until that is done", busy)
-		}
-		m.live.pause() // no renewal may cross the transaction below
-		defer m.live.resume()
-		if m.st.LeaderName() == m.name {
-			if err := m.st.TransferLeadership(ctx); err != nil {
-				m.log.Warn("leadership not handed over before leaving", "err", err)
-			}
-		}
-	}
-	if err := m.deleteRecords(ctx, node); err != nil {
-		return writeError("remove "+node, err)
-	}
-	id, err := m.memberID(ctx, node)
-	if err != nil || id == "" {
-		return err
-	}
-	if err := m.st.RemoveMember(ctx, id); err != nil {
-		return fmt.Errorf("%s is out of the cluster, but not yet out of the store's voters (run the command again): %w", node, err)
-	}
-	return nil
-}
-
-// deleteRecords deletes what says that node is a member, unless it changes meanwhile.
-func (m *member) deleteRecords(ctx context.Context, node string) error {
-	var t store.Txn
-	for _, key := range []string{model.NodePrefix + node, model.LivePrefix + node} {
-		kv, err := m.st.Get(ctx, key, store.Linearizable)
-		if errors.Is(err, store.ErrNotFound) {
-			t.If = append(t.If, store.Cond{Key: key})
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		t.If = append(t.If, store.Cond{Key: key, Revision: kv.ModRevision})
-		t.Then = append(t.Then, store.Delete(key))
-	}
-	if len(t.Then) == 0 {
-		return nil
-	}
-	_, err := m.st.Txn(ctx, t)
-	return err
-}
-
-func (m *member) memberID(ctx context.Context, node string) (string, error) {
-	members, err := m.st.Members(ctx)
-	if err != nil {
-		return "", writeError("look up "+node, err)
-	}
-	for _, x := range members {
-		if x.Name == node {
-			return x.ID, nil
-		}
-	}
-	return "", nil
+	return m.membership.dropNode(ctx, node)
 }
 
 func (a *Agent) refuseIfMember() error {
@@ -375,7 +265,7 @@ func (a *Agent) saveCerts(pair certs.Pair, ca *x509.Certificate) error {
 	if err := os.MkdirAll(filepath.Dir(p.caCert()), 0o700); err != nil {
 		return fmt.Errorf("certificate directory: %w", err)
 	}
-	return errors.Join(pair.Save(p.nodeCert(), p.nodeKey()), certs.WriteFile(p.caCert(), certs.EncodeCert(ca)))
+	return errors.Join(pair.Save(p.nodeCert(), p.nodeKey()), sys.WriteFile(p.caCert(), certs.EncodeCert(ca)))
 }
 
 // wipeMembership removes everything that made this machine a member.
@@ -392,37 +282,11 @@ func peerURLs(n model.Node) []string {
 	return etcd.PeerURLs([]string{n.Cluster, n.Mgmt}, etcd.DefaultPeerPort)
 }
 
-// nodes lists the members from the mirror, by number.
-func (m *member) nodes() []model.Node {
-	var out []model.Node
-	for _, r := range listJSON[model.Node](m.mirror, model.NodePrefix) {
-		out = append(out, r.Value)
+// configVersion is the highest revision of a configuration file.
+func configVersion(s mirror.Snapshot) int64 {
+	var v int64
+	for kv := range s.All(model.ConfigPrefix) {
+		v = max(v, kv.ModRevision)
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].ID < out[j].ID })
-	return out
-}
-
-func (m *member) node(name string) (model.Node, error) {
-	r, ok := getJSON[model.Node](m.mirror, model.NodePrefix+name)
-	if !ok {
-		var names []string
-		for _, n := range m.nodes() {
-			names = append(names, n.Name)
-		}
-		return model.Node{}, model.Errorf(model.ErrNotFound, "node '%s' does not exist: the nodes are %s", name, strings.Join(names, ", "))
-	}
-	return r.Value, nil
-}
-
-// writeError turns the store's errors into sentences.
-func writeError(what string, err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, store.ErrNoQuorum):
-		return model.Errorf(model.ErrNoQuorum, "%s: no quorum: most of the cluster's nodes do not answer, so nothing can be changed now (see `sauh cluster status`)", what)
-	case errors.Is(err, store.ErrConflict):
-		return model.Errorf(model.ErrConflict, "%s: someone else changed it at the same moment: look again and repeat", what)
-	}
-	return fmt.Errorf("%s: %w", what, err)
+	return v
 }

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/guard"
+	"sauh.dev/sauh/internal/sys"
 )
 
 // Config is /etc/sauh/agent.json, written by an administrator or an installer.
@@ -39,7 +41,7 @@ func DefaultPaths() Paths {
 func (p Paths) apiSocket() string         { return filepath.Join(p.Run, "api.sock") }
 func (p Paths) guardSocket() string       { return filepath.Join(p.Run, "guard.sock") }
 func (p Paths) qemuRun() string           { return filepath.Join(p.Run, "qemu") }
-func (p Paths) guestsCgroup() string      { return filepath.Join(p.CgroupRoot, "sauh", "guests") }
+func (p Paths) guestsCgroup() string      { return guard.GuestsDir(p.CgroupRoot) }
 func (p Paths) cgroupOf(id string) string { return filepath.Join(p.guestsCgroup(), id) }
 func (p Paths) membership() string        { return filepath.Join(p.State, "member.json") }
 func (p Paths) storeData() string         { return filepath.Join(p.State, "etcd") }
@@ -109,26 +111,5 @@ func saveJSON(path string, v any) error {
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
 	}
-	return writeFile(path, append(data, '\n'), 0o600)
-}
-
-// writeFile replaces a file so that after a crash it is either the old or the new one.
-func writeFile(path string, data []byte, mode fs.FileMode) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer os.Remove(tmp.Name()) //nolint:errcheck // gone when the rename succeeded
-	_, err = tmp.Write(data)
-	err = errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
+	return sys.WriteFile(path, append(data, '\n'))
 }

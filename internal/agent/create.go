@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"sort"
 	"strconv"
 	"strings"
 	"time"
 
+	"sauh.dev/sauh/internal/agent/task"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
@@ -18,38 +20,15 @@ import (
 	"sauh.dev/sauh/internal/store"
 )
 
-// Create implements api.Guests: everything that can be refused is refused
-// before a volume is made, and the volumes go again when the rest fails.
-func (g *guestsAPI) Create(_ context.Context, r api.CreateGuestRequest) (string, error) {
-	m, err := g.member()
-	if err != nil {
-		return "", err
-	}
-	if r.VMID < model.MinVMID || r.VMID > model.MaxVMID {
-		return "", model.Invalidf("vmid", "%s is not a guest id: use a number from %d to %d", r.VMID, model.MinVMID, model.MaxVMID)
-	}
-	if f, err := m.owner(r.VMID); err == nil {
-		return "", model.Errorf(model.ErrExists, "unable to create VM %s - VM %s already exists on node '%s'", r.VMID, r.VMID, f.node)
-	}
-	if !m.st.Quorate() {
-		return "", writeError("create guest "+r.VMID.String(), store.ErrNoQuorum)
-	}
-	plan, err := m.planGuest(r)
-	if err != nil {
-		return "", err
-	}
-	return m.guestTask("qmcreate", r.VMID, "create", func(ctx context.Context, t *task) error {
-		if err := m.create(ctx, r.VMID, plan, t); err != nil {
-			return err
-		}
-		if !r.Start {
-			return nil
-		}
-		if err := m.startGuest(ctx, startRequest{id: r.VMID, log: t.logf}); err != nil {
-			return fmt.Errorf("it was created and stays, but does not start: %w", err)
-		}
-		return nil
-	})
+// creation makes guests and destroys them, with their volumes.
+type creation struct {
+	node     string
+	log      *slog.Logger
+	st       store.Store
+	host     *hostInfo
+	storages *storages
+	starter  *starter
+	procs    *procs
 }
 
 // newGuest is a configuration and the volumes that are to be made for it.
@@ -67,7 +46,7 @@ type newVolume struct {
 }
 
 // planGuest checks the parameters of a new guest and finds out what is to be made.
-func (m *member) planGuest(r api.CreateGuestRequest) (*newGuest, error) {
+func (c *creation) planGuest(ctx context.Context, r api.CreateGuestRequest) (*newGuest, error) {
 	plan := &newGuest{conf: &pveconf.Guest{}}
 	keys := make([]string, 0, len(r.Params))
 	for k := range r.Params {
@@ -84,7 +63,7 @@ func (m *member) planGuest(r api.CreateGuestRequest) (*newGuest, error) {
 				err = plan.conf.Set(k, v)
 			}
 		case indexed && (family == "virtio" || family == "scsi"):
-			err = m.planDisk(plan, r.VMID, k, v)
+			err = c.planDisk(ctx, plan, r.VMID, k, v)
 		default:
 			err = plan.conf.Set(k, v)
 		}
@@ -92,7 +71,7 @@ func (m *member) planGuest(r api.CreateGuestRequest) (*newGuest, error) {
 			return nil, err
 		}
 	}
-	meta := fmt.Sprintf("creation-qemu=%s,ctime=%d", m.qemuVersion(), time.Now().Unix())
+	meta := fmt.Sprintf("creation-qemu=%s,ctime=%d", c.host.qemuVersion(), time.Now().Unix())
 	if _, ok := plan.conf.Get("smbios1"); !ok {
 		if err := plan.conf.Set("smbios1", "uuid="+newUUID()); err != nil {
 			return nil, err
@@ -101,19 +80,11 @@ func (m *member) planGuest(r api.CreateGuestRequest) (*newGuest, error) {
 	return plan, plan.conf.Set("meta", meta)
 }
 
-func (m *member) qemuVersion() string {
-	_, v, err := m.agent.host.qemu()
-	if err != nil {
-		return "unknown"
-	}
-	return v
-}
-
 // maxGiB is where a size in bytes does not fit into 63 bits any more.
 const maxGiB = 1 << 33
 
 // planDisk understands <storage>:<GiB>[,format=…][,import-from=FILE] beside the volumes there are.
-func (m *member) planDisk(plan *newGuest, id model.VMID, key, value string) error {
+func (c *creation) planDisk(ctx context.Context, plan *newGuest, id model.VMID, key, value string) error {
 	disk, err := pveconf.ParseDisk(key, value)
 	if err != nil {
 		return err
@@ -122,13 +93,13 @@ func (m *member) planDisk(plan *newGuest, id model.VMID, key, value string) erro
 	if !isVolume {
 		return plan.conf.Set(key, value)
 	}
-	drv, err := m.driver(name)
+	drv, err := c.storages.driver(name)
 	if err != nil {
 		return model.Invalidf(key, "%v", err)
 	}
 	gib, err := strconv.ParseFloat(strings.TrimPrefix(disk.Volume, name+":"), 64)
 	if err != nil { // the name of a volume
-		ctx, cancel := context.WithTimeout(m.ctx, storageDeadline)
+		ctx, cancel := context.WithTimeout(ctx, storageDeadline)
 		defer cancel()
 		if _, _, err := drv.File(ctx, disk.Volume); err != nil {
 			return model.Invalidf(key, "%v", err)
@@ -144,57 +115,57 @@ func (m *member) planDisk(plan *newGuest, id model.VMID, key, value string) erro
 	return nil
 }
 
-func (m *member) create(ctx context.Context, id model.VMID, plan *newGuest, t *task) (err error) {
+func (c *creation) create(ctx context.Context, id model.VMID, plan *newGuest, t *task.Task) (err error) {
 	var made []storage.Volume
 	defer func() {
 		var keep *keepVolumes
 		if err != nil && !errors.As(err, &keep) {
-			m.deleteVolumes(made)
+			c.deleteVolumes(ctx, made)
 		}
 	}()
 	for _, v := range plan.volumes {
-		vol, err := m.makeVolume(ctx, v)
+		vol, err := c.makeVolume(ctx, v)
 		if err != nil {
 			return fmt.Errorf("%s: %w", v.key, err)
 		}
 		made = append(made, vol)
-		t.logf("%s: created volume %s of %d bytes", v.key, vol.ID, vol.Size)
+		t.Logf("%s: created volume %s of %d bytes", v.key, vol.ID, vol.Size)
 		props := v.props.Without("import-from", "format").Set("file", vol.ID).Set("size", printSize(vol.Size))
 		if err := plan.conf.Set(v.key, props.Print(pveconf.DiskFormat())); err != nil {
 			return err
 		}
 	}
-	node, err := m.st.Get(ctx, model.NodePrefix+m.name, store.Linearizable)
+	node, err := c.st.Get(ctx, model.NodePrefix+c.node, store.Linearizable)
 	if err != nil {
 		return writeError("create guest "+id.String(), err)
 	}
-	key := model.GuestConfigKey(m.name, id)
-	_, err = m.st.Txn(ctx, store.Txn{
-		If:   []store.Cond{{Key: reservationKey(id)}, {Key: key}, {Key: model.NodePrefix + m.name, Revision: node.ModRevision}},
-		Then: []store.Op{store.Put(reservationKey(id), []byte(m.name)), store.Put(key, plan.conf.Bytes())},
+	key := model.GuestConfigKey(c.node, id)
+	_, err = c.st.Txn(ctx, store.Txn{
+		If:   []store.Cond{{Key: model.VMIDPrefix + id.String()}, {Key: key}, {Key: model.NodePrefix + c.node, Revision: node.ModRevision}},
+		Then: []store.Op{store.Put(model.VMIDPrefix+id.String(), []byte(c.node)), store.Put(key, plan.conf.Bytes())},
 	})
 	switch {
 	case errors.Is(err, store.ErrConflict):
 		return model.Errorf(model.ErrExists, "unable to create VM %s - VM %s already exists", id, id)
 	case errors.Is(err, store.ErrNoQuorum):
-		return m.createdAfterAll(ctx, id, plan.conf.Bytes(), made, t)
+		return c.createdAfterAll(ctx, id, plan.conf.Bytes(), made, t)
 	}
 	return writeError("create guest "+id.String(), err)
 }
 
 // createdAfterAll finds out whether a transaction whose answer was lost was committed. While nobody knows, and
 // a late commit is always possible, the volumes are kept: a guest without its disks is worse than a volume without a guest.
-func (m *member) createdAfterAll(ctx context.Context, id model.VMID, want []byte, made []storage.Volume, t *task) error {
+func (c *creation) createdAfterAll(ctx context.Context, id model.VMID, want []byte, made []storage.Volume, t *task.Task) error {
 	var kv store.KV
 	err := retryNoQuorum(ctx, startDeadline, func() (err error) {
-		kv, err = m.st.Get(ctx, model.GuestConfigKey(m.name, id), store.Linearizable)
+		kv, err = c.st.Get(ctx, model.GuestConfigKey(c.node, id), store.Linearizable)
 		return err
 	})
 	if err == nil && bytes.Equal(kv.Value, want) {
 		return nil
 	}
 	for _, v := range made {
-		t.logf("WARN: volume %s is kept: it is not certain that guest %s was not created", v.ID, id)
+		t.Logf("WARN: volume %s is kept: it is not certain that guest %s was not created", v.ID, id)
 	}
 	return &keepVolumes{writeError("create guest "+id.String(), store.ErrNoQuorum)}
 }
@@ -204,8 +175,8 @@ type keepVolumes struct{ error }
 
 func (e *keepVolumes) Unwrap() error { return e.error }
 
-func (m *member) makeVolume(ctx context.Context, v newVolume) (storage.Volume, error) {
-	drv, err := m.driver(v.storage)
+func (c *creation) makeVolume(ctx context.Context, v newVolume) (storage.Volume, error) {
+	drv, err := c.storages.driver(v.storage)
 	if err != nil {
 		return storage.Volume{}, err
 	}
@@ -219,17 +190,17 @@ func (m *member) makeVolume(ctx context.Context, v newVolume) (storage.Volume, e
 	return drv.Allocate(ctx, v.alloc)
 }
 
-func (m *member) deleteVolumes(vols []storage.Volume) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), storageDeadline)
+func (c *creation) deleteVolumes(ctx context.Context, vols []storage.Volume) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageDeadline)
 	defer cancel()
 	for _, v := range vols {
 		name, _ := volumeStorage(v.ID)
-		drv, err := m.driver(name)
+		drv, err := c.storages.driver(name)
 		if err == nil {
 			err = drv.Delete(ctx, v.ID)
 		}
 		if err != nil {
-			m.log.Warn("volume of a guest that was not created is left", "volume", v.ID, "err", err)
+			c.log.Warn("volume of a guest that was not created is left", "volume", v.ID, "err", err)
 		}
 	}
 }

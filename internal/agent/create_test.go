@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"sauh.dev/sauh/internal/agent/task"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
@@ -26,7 +27,7 @@ func (n *node) run(upid string, err error) error {
 	if err != nil {
 		return err
 	}
-	return n.a.tasks.waitErr(n.t.Context(), upid)
+	return n.a.tasks.Wait(n.t.Context(), upid)
 }
 
 func (n *node) create(id model.VMID, params ...string) error {
@@ -35,7 +36,7 @@ func (n *node) create(id model.VMID, params ...string) error {
 	for i := 0; i < len(params); i += 2 {
 		r.Params[params[i]] = params[i+1]
 	}
-	err := n.run((*guestsAPI)(n.a).Create(n.t.Context(), r))
+	err := n.run(n.m.roles.Guests.Create(n.t.Context(), r))
 	n.follow()
 	return err
 }
@@ -51,7 +52,7 @@ func (n *node) conf(id model.VMID) map[string]string {
 // volumes lists the names of what a storage holds.
 func (n *node) volumes(name string) []string {
 	n.t.Helper()
-	d, err := n.m.driver(name)
+	d, err := n.m.starter.storages.driver(name)
 	must(n.t, err)
 	vols, err := d.List(n.t.Context())
 	must(n.t, err)
@@ -73,7 +74,7 @@ func TestAGuestIsCreatedWithItsVolumes(t *testing.T) {
 	needsQemuImg(t)
 	n := newNode(t)
 	dir := n.storage("nas", "\tshared 1\n")
-	d, err := n.m.driver("nas")
+	d, err := n.m.starter.storages.driver("nas")
 	must(t, err)
 	existing, err := d.Allocate(t.Context(), storage.Allocation{VMID: 100, Name: "vm-100-old", Size: 1 << 20})
 	must(t, err)
@@ -110,10 +111,10 @@ func TestAGuestIsCreatedWithItsVolumes(t *testing.T) {
 	if data, err := os.ReadFile(filepath.Join(dir, "images/100/vm-100-disk-1.raw")); err != nil || len(data) != 3<<20 {
 		t.Errorf("the imported image has %d bytes: %v", len(data), err)
 	}
-	if owner, err := (*guestsAPI)(n.a).Owner(t.Context(), 100); owner != "n1" || err != nil {
+	if owner, err := n.m.roles.Guests.Owner(t.Context(), 100); owner != "n1" || err != nil {
 		t.Errorf("the owner is %q: %v", owner, err)
 	}
-	if next, err := (*guestsAPI)(n.a).NextID(t.Context()); next != 101 || err != nil {
+	if next, err := n.m.roles.Guests.NextID(t.Context()); next != 101 || err != nil {
 		t.Errorf("the next id is %s: %v", next, err)
 	}
 }
@@ -170,7 +171,7 @@ func TestNothingIsCreatedWithoutAQuorum(t *testing.T) {
 	n := newNode(t)
 	n.storage("nas", "")
 	n.st.setQuorum(false)
-	if err := n.run((*guestsAPI)(n.a).Create(t.Context(), api.CreateGuestRequest{VMID: 100, Params: map[string]string{"virtio0": "nas:1"}})); !errors.Is(err, model.ErrNoQuorum) {
+	if err := n.run(n.m.roles.Guests.Create(t.Context(), api.CreateGuestRequest{VMID: 100, Params: map[string]string{"virtio0": "nas:1"}})); !errors.Is(err, model.ErrNoQuorum) {
 		t.Error(err)
 	}
 	if vols := n.volumes("nas"); len(vols) > 0 {
@@ -182,12 +183,12 @@ func TestNothingIsCreatedWithoutAQuorum(t *testing.T) {
 func TestTheVolumesGoAgainWhenTheIdIsLostToAnotherNode(t *testing.T) {
 	n := newNode(t)
 	n.storage("nas", "")
-	n.put(reservationKey(100), "n2")
+	n.put(model.VMIDPrefix+"100", "n2")
 	refused(t, n.create(100, "virtio0", "nas:1", "scsi0", "nas:1"), model.ErrExists, "unable to create VM 100 - VM 100 already exists")
 	if vols := n.volumes("nas"); len(vols) > 0 {
 		t.Errorf("volumes are left: %v", vols)
 	}
-	if n.get(model.GuestConfigKey("n1", 100)) != "" || n.get(reservationKey(100)) != "n2" {
+	if n.get(model.GuestConfigKey("n1", 100)) != "" || n.get(model.VMIDPrefix+"100") != "n2" {
 		t.Error("the guest was created all the same")
 	}
 }
@@ -207,7 +208,7 @@ func TestTheVolumesGoAgainWhenALaterOneCannotBeMade(t *testing.T) {
 func TestTheVolumesGoAgainWhenTheTaskIsStopped(t *testing.T) {
 	n := newNode(t)
 	n.storage("nas", "")
-	n.st.onTxn(func(tx store.Txn) error { n.a.tasks.cancel(errors.New("stop")); return context.Canceled })
+	n.st.onTxn(func(tx store.Txn) error { go n.a.tasks.Stop(errors.New("stop")); return context.Canceled })
 	if err := n.create(100, "scsi0", "nas:1"); err == nil {
 		t.Error("the guest was created")
 	}
@@ -274,7 +275,7 @@ func TestSizesArePrintedAsProxmoxVEDoes(t *testing.T) {
 
 func (n *node) destroyGuest(id model.VMID) error {
 	n.t.Helper()
-	err := n.run((*guestsAPI)(n.a).Destroy(n.t.Context(), id))
+	err := n.run(n.m.roles.Guests.Destroy(n.t.Context(), id))
 	n.follow()
 	return err
 }
@@ -295,7 +296,7 @@ func TestDestroyRefusesWhatIsInUse(t *testing.T) {
 		refused(t, n.destroyGuest(100), model.ErrBusy, "can't remove VM 100 - protection mode enabled")
 	}
 	n.put(key, "protection: 0\n")
-	unlock, err := n.m.locks.tryLock(100, "start")
+	unlock, err := n.m.worker.locks.tryLock(100, "start")
 	must(t, err)
 	refused(t, n.destroyGuest(100), model.ErrBusy, "guest 100 is busy (start): wait until that is done")
 	unlock()
@@ -331,8 +332,9 @@ func TestDestroyLooksAgainUnderTheLock(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n.put(key, "name: mine\n")
 			undo := change()
-			upid := n.a.tasks.start("qmdestroy", "100", func(ctx context.Context, tk *task) error { return n.m.destroy(ctx, 100, tk) })
-			if err := n.a.tasks.waitErr(t.Context(), upid); !errors.Is(err, model.ErrBusy) {
+			upid, err := n.a.tasks.Start("qmdestroy", "100", func(ctx context.Context, tk *task.Task) error { return n.m.operations.creation.destroy(ctx, 100, tk) })
+			must(t, err)
+			if err := n.a.tasks.Wait(t.Context(), upid); !errors.Is(err, model.ErrBusy) {
 				t.Errorf("answered with %v", err)
 			}
 			if n.get(key) == "" {
@@ -367,7 +369,7 @@ func TestDestroyDeletesTheGuestsOwnVolumesAlone(t *testing.T) {
 	if _, err := os.Stat(file); err != nil {
 		t.Error("a file that is no volume is gone")
 	}
-	for _, key := range []string{model.GuestConfigKey("n1", 100), reservationKey(100), model.ProtectedPrefix + "100", model.HAStatusPrefix + "vm:100"} {
+	for _, key := range []string{model.GuestConfigKey("n1", 100), model.VMIDPrefix + "100", model.ProtectedPrefix + "100", model.HAStatusPrefix + "vm:100"} {
 		if v := n.get(key); v != "" {
 			t.Errorf("%s is left: %s", key, v)
 		}

@@ -2,11 +2,20 @@
 // under core, carries out the actions they return, and wires the drivers
 // (store, guard, qemu, storage, network) and the API together. Decisions are made elsewhere.
 //
-// Invariants: startGuest in start.go is the only path that leads to a QEMU process that may
-// run, and it checks ownership, lease and epoch itself; a guest's operations are
-// serialised by its lock in guestLocks; nothing here trusts the mirror for a
-// decision that a transaction does not compare again.
+// Its parts know one another only through what their constructors are given, which all stands in member.wire:
+//
+//   - starter: the one path that leads to a QEMU process; procs: the processes there are
+//   - inventory, operations (with creation), departures: what a person may ask of guests
+//   - arrivals: guests that come from other nodes, and migrations that broke off
+//   - haManager, haWorker: the loops of core/ha; resources: its configuration
+//   - membership: nodes that come and go; peers: the way to their agents; roster: who they are
+//   - storages; and in packages of their own mirror, liveness, task and move
+//
+// Invariants: starter.start in start.go is the only path that leads to a QEMU process that may
+// run, and it takes the epoch before it reads ownership, storages and HA resources linearizably; only the guard makes a
+// protected guest's cgroup; a guest's operations are serialised by its lock in guestLocks; nothing here trusts the
+// mirror for a decision that a transaction does not compare again.
 //
 // Start reading with [Run], then member.go, which is what runs while the node
-// belongs to a cluster, then liveness.go.
+// belongs to a cluster, then start.go.
 package agent

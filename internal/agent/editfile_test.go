@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"sauh.dev/sauh/internal/agent/task"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
@@ -28,7 +29,7 @@ func TestAnEditIsRepeatedWhenSomebodyElseWasFaster(t *testing.T) {
 	n := newNode(t)
 	n.interfere("config/x", 4)
 	tries := 0
-	must(t, n.m.editFile(t.Context(), "change x", "config/x", func(old []byte) ([]byte, error) {
+	must(t, editFile(t.Context(), n.st, "change x", "config/x", func(old []byte) ([]byte, error) {
 		tries++
 		return append(old, "mine"...), nil
 	}))
@@ -41,7 +42,7 @@ func TestAnEditGivesUpWithASentence(t *testing.T) {
 	n := newNode(t)
 	n.interfere("config/x", 100)
 	tries := 0
-	err := n.m.editFile(t.Context(), "change x", "config/x", func([]byte) ([]byte, error) { tries++; return []byte("mine"), nil })
+	err := editFile(t.Context(), n.st, "change x", "config/x", func([]byte) ([]byte, error) { tries++; return []byte("mine"), nil })
 	refused(t, err, model.ErrConflict, "change x: someone else changed it at the same moment: look again and repeat")
 	if strings.Contains(n.get("config/x"), "mine") || tries != 5 {
 		t.Errorf("after %d tries: %s", tries, n.get("config/x"))
@@ -52,14 +53,14 @@ func TestAnEditThatRefusesWritesNothing(t *testing.T) {
 	n := newNode(t)
 	want := n.put("config/x", "old")
 	no := errors.New("no")
-	if err := n.m.editFile(t.Context(), "change x", "config/x", func([]byte) ([]byte, error) { return []byte("new"), no }); !errors.Is(err, no) {
+	if err := editFile(t.Context(), n.st, "change x", "config/x", func([]byte) ([]byte, error) { return []byte("new"), no }); !errors.Is(err, no) {
 		t.Error(err)
 	}
 	if rev := n.cluster.Revision(); rev != want {
 		t.Errorf("something was written: revision %d after %d", rev, want)
 	}
 	n.st.setQuorum(false)
-	err := n.m.editFile(t.Context(), "change x", "config/x", func([]byte) ([]byte, error) { return []byte("new"), nil })
+	err := editFile(t.Context(), n.st, "change x", "config/x", func([]byte) ([]byte, error) { return []byte("new"), nil })
 	refused(t, err, model.ErrNoQuorum, "change x: no quorum: most of the cluster's nodes do not answer, so nothing can be changed now (see `sauh cluster status`)")
 }
 
@@ -69,7 +70,7 @@ func (n *node) set(digest string, del string, pairs ...string) error {
 	for i := 0; i < len(pairs); i += 2 {
 		values[pairs[i]] = pairs[i+1]
 	}
-	err := (*guestsAPI)(n.a).SetConfig(n.t.Context(), 100, values, strings.Fields(del), digest)
+	err := n.m.roles.Guests.SetConfig(n.t.Context(), 100, values, strings.Fields(del), digest)
 	n.follow()
 	return err
 }
@@ -78,7 +79,7 @@ func TestAConfigurationIsChangedUnderItsDigest(t *testing.T) {
 	n := newNode(t)
 	key := model.GuestConfigKey("n1", 100)
 	n.put(key, "#web\ncores: 2\nmemory: 512\nnet0: virtio=BC:24:11:00:00:01,bridge=vmbr0\n")
-	c, err := (*guestsAPI)(n.a).Config(t.Context(), 100)
+	c, err := n.m.roles.Guests.Config(t.Context(), 100)
 	must(t, err)
 	must(t, n.set(c.Digest, "memory", "cores", "4", "name", "web"))
 	if got := n.get(key); got != "#web\ncores: 4\nnet0: virtio=BC:24:11:00:00:01,bridge=vmbr0\nname: web\n" {
@@ -142,23 +143,23 @@ func TestAConfigurationThatCannotBeReadIsReportedWithItsLine(t *testing.T) {
 	n := newNode(t)
 	key := model.GuestConfigKey("n1", 100)
 	n.put(key, "name: web\ncores: many\n")
-	_, config := (*guestsAPI)(n.a).Config(t.Context(), 100)
+	_, config := n.m.roles.Guests.Config(t.Context(), 100)
 	for what, err := range map[string]error{
 		"set":   n.set("", "", "cores", "2"),
 		"show":  config,
-		"start": n.m.startGuest(t.Context(), startRequest{id: 100, log: t.Logf}),
+		"start": n.m.starter.start(t.Context(), startRequest{id: 100, log: t.Logf}),
 	} {
 		var inv *model.InvalidError
 		if !errors.As(err, &inv) || inv.Line != 2 || inv.Param != "cores" || !strings.Contains(err.Error(), "line 2: cores: ") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if rows, err := (*guestsAPI)(n.a).List(t.Context()); err != nil || len(rows) != 1 || rows[0].Node != "n1" {
+	if rows, err := n.m.roles.Guests.List(t.Context()); err != nil || len(rows) != 1 || rows[0].Node != "n1" {
 		t.Errorf("the guest's owner is not known any more: %v %v", rows, err)
 	}
 	n.put(storageCfgKey, "dir: nas\n\tshared maybe\n\tpath /x\n")
 	n.put(haResourcesKey, "\nvm: 7\n")
-	stores, ha := (*storagesAPI)(n.a), (*haAPI)(n.a)
+	stores, ha := n.m.roles.Storages, n.m.roles.HA
 	_, list := stores.ListStorages(t.Context())
 	_, resources := ha.HAResources(t.Context())
 	for what, err := range map[string]error{
@@ -197,14 +198,14 @@ func TestAGuestHasOneOperationAtATime(t *testing.T) {
 func TestATaskHoldsTheGuestsLockUntilItsEnd(t *testing.T) {
 	n := newNode(t)
 	end := make(chan struct{})
-	upid, err := n.m.guestTask("qmstart", 100, "start", func(context.Context, *task) error { <-end; return nil })
+	upid, err := n.m.operations.tasks.start("qmstart", 100, "start", func(context.Context, *task.Task) error { <-end; return nil })
 	must(t, err)
-	if _, err := n.m.guestTask("qmstop", 100, "stop", nil); !errors.Is(err, model.ErrBusy) {
+	if _, err := n.m.operations.tasks.start("qmstop", 100, "stop", nil); !errors.Is(err, model.ErrBusy) {
 		t.Errorf("a second task: %v", err)
 	}
 	close(end)
-	must(t, n.a.tasks.waitErr(t.Context(), upid))
-	if held := n.m.locks.holders(); len(held) > 0 {
+	must(t, n.a.tasks.Wait(t.Context(), upid))
+	if held := n.m.worker.locks.holders(); len(held) > 0 {
 		t.Errorf("still held: %v", held)
 	}
 }

@@ -4,48 +4,57 @@ import (
 	"slices"
 	"sort"
 	"strings"
-	"sync"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
 )
 
 // guestFile is a guest's file as the mirror has it.
 type guestFile struct {
-	id       model.VMID
-	node     string
-	conf     *pveconf.Guest
-	raw      []byte
+	id   model.VMID
+	node string
+	conf *pveconf.Guest // shared: nobody changes it; empty if the file cannot be read
+	err  error          // why it cannot be read
+	raw  []byte
+	// revision is the file's, to be compared.
 	revision int64
 }
 
-// guestFiles lists all guests' files by id. A file that cannot be read is an
-// empty configuration here: it still says who owns the guest.
-func (m *member) guestFiles() []guestFile { return m.guestFilesIn(m.mirror) }
+// guestFiles reads the guests' files from the mirror.
+type guestFiles struct {
+	node   string // this node
+	mirror *mirror.Mirror
+}
 
-func (m *member) guestFilesIn(rs records) []guestFile {
+// list returns all guests' files by id. One that cannot be read still says who owns the guest.
+func (f guestFiles) list() []guestFile { return guestFilesIn(f.mirror.Snapshot()) }
+
+func guestFilesIn(s mirror.Snapshot) []guestFile {
 	var out []guestFile
-	for _, kv := range rs.list(model.ConfigPrefix + "nodes/") {
-		node, id, ok := model.ParseGuestConfigKey(kv.Key)
-		if !ok {
-			continue
+	for kv := range s.All(model.ConfigPrefix + "nodes/") {
+		if node, id, ok := model.ParseGuestConfigKey(kv.Key); ok {
+			out = append(out, guestFileOf(s, kv.Key, kv.Value, node, id))
 		}
-		conf, err := pveconf.ParseGuest(kv.Value)
-		if err != nil {
-			m.log.Warn("guest file cannot be read", "vmid", id, "node", node, "err", err)
-			conf = &pveconf.Guest{}
-		}
-		out = append(out, guestFile{id: id, node: node, conf: conf, raw: kv.Value, revision: kv.ModRevision})
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].id < out[j].id })
 	return out
 }
 
-// owner says under whose path a guest's file is, from the mirror.
-func (m *member) owner(id model.VMID) (guestFile, error) {
-	for _, kv := range m.mirror.list(model.ConfigPrefix + "nodes/") {
+func guestFileOf(s mirror.Snapshot, key string, raw []byte, node string, id model.VMID) guestFile {
+	r, err := mirror.Decode(s, key, pveconf.ParseGuest)
+	if err != nil {
+		r.Value = &pveconf.Guest{}
+	}
+	return guestFile{id: id, node: node, conf: r.Value, err: err, raw: raw, revision: r.Revision}
+}
+
+// owner says under whose path a guest's file is.
+func (f guestFiles) owner(id model.VMID) (guestFile, error) {
+	s := f.mirror.Snapshot()
+	for kv := range s.All(model.ConfigPrefix + "nodes/") {
 		if node, got, ok := model.ParseGuestConfigKey(kv.Key); ok && got == id {
-			return guestFile{id: id, node: node, raw: kv.Value, revision: kv.ModRevision}, nil
+			return guestFileOf(s, kv.Key, kv.Value, node, id), nil
 		}
 	}
 	return guestFile{}, noGuest(id)
@@ -55,35 +64,28 @@ func noGuest(id model.VMID) error {
 	return model.Errorf(model.ErrNotFound, "guest %s does not exist: `sauh vm list` shows the guests there are", id)
 }
 
-// guestFile reads a guest's file from the mirror.
-func (m *member) guestFile(id model.VMID) (node string, conf *pveconf.Guest, err error) {
-	g, err := m.owner(id)
-	if err != nil {
-		return "", nil, err
+// own is owner for a guest that must be this node's. Its file may be one that cannot be read.
+func (f guestFiles) own(id model.VMID) (guestFile, error) {
+	g, err := f.owner(id)
+	if err == nil && g.node != f.node {
+		err = model.Errorf(model.ErrNotFound, "Configuration file '%s' does not exist: guest %s is on node %s", model.GuestConfigPath(f.node, id), id, g.node)
 	}
-	conf, err = pveconf.ParseGuest(g.raw)
-	if err != nil {
-		return g.node, &pveconf.Guest{}, err
-	}
-	return g.node, conf, nil
-}
-
-// ownGuestFile is guestFile for a guest that must be this node's.
-func (m *member) ownGuestFile(id model.VMID) (guestFile, error) {
-	g, err := m.owner(id)
-	if err != nil {
-		return g, err
-	}
-	if g.node != m.name {
-		return g, model.Errorf(model.ErrNotFound, "Configuration file '%s' does not exist: guest %s is on node %s", model.GuestConfigPath(m.name, id), id, g.node)
-	}
-	g.conf, err = pveconf.ParseGuest(g.raw)
 	return g, err
 }
 
-func (m *member) guestsOf(node string) []model.VMID {
+// readable is own for a guest whose configuration is needed.
+func (f guestFiles) readable(id model.VMID) (guestFile, error) {
+	g, err := f.own(id)
+	if err == nil {
+		err = g.err
+	}
+	return g, err
+}
+
+// of lists the guests under a node's path.
+func (f guestFiles) of(node string) []model.VMID {
 	var out []model.VMID
-	for _, kv := range m.mirror.list(model.ConfigPrefix + "nodes/" + node + "/") {
+	for kv := range f.mirror.Snapshot().All(model.ConfigPrefix + "nodes/" + node + "/") {
 		if _, id, ok := model.ParseGuestConfigKey(kv.Key); ok {
 			out = append(out, id)
 		}
@@ -99,16 +101,8 @@ func joinIDs(ids []model.VMID) string {
 	return strings.Join(words, ", ")
 }
 
-// volumes splits a guest's volumes into the storages they are on and, in
+// volumesOf splits a guest's volumes into the storages they are on and, in
 // local, the first that no other node has ("" if there is none).
-func (m *member) volumes(conf *pveconf.Guest) (storages []string, local string) {
-	all, err := m.storages()
-	if err != nil {
-		m.log.Error("storage.cfg cannot be read", "err", err)
-	}
-	return volumesOf(conf, all)
-}
-
 func volumesOf(conf *pveconf.Guest, all []pveconf.Storage) (storages []string, local string) {
 	for _, d := range conf.Disks() {
 		if d.Volume == "none" {
@@ -125,49 +119,4 @@ func volumesOf(conf *pveconf.Guest, all []pveconf.Storage) (storages []string, l
 		}
 	}
 	return storages, local
-}
-
-// localReason says what ties a guest to its node, "" for nothing.
-func (m *member) localReason(conf *pveconf.Guest) string {
-	_, local := m.volumes(conf)
-	return local
-}
-
-// guestLocks serialises the operations on each guest of this node.
-type guestLocks struct {
-	// released is told after each unlock.
-	released func()
-	mu       sync.Mutex
-	held     map[model.VMID]string // what holds it; guarded by mu
-}
-
-func newGuestLocks(released func()) *guestLocks {
-	return &guestLocks{released: released, held: map[model.VMID]string{}}
-}
-
-// tryLock takes the guest's lock for an operation, or says which one has it.
-func (l *guestLocks) tryLock(id model.VMID, what string) (unlock func(), err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if by, ok := l.held[id]; ok {
-		return nil, model.Errorf(model.ErrBusy, "guest %s is busy (%s): wait until that is done", id, by)
-	}
-	l.held[id] = what
-	return func() {
-		l.mu.Lock()
-		delete(l.held, id)
-		l.mu.Unlock()
-		l.released()
-	}, nil
-}
-
-// holders maps each locked guest to what holds it.
-func (l *guestLocks) holders() map[model.VMID]string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	out := make(map[model.VMID]string, len(l.held))
-	for id, by := range l.held {
-		out[id] = by
-	}
-	return out
 }

@@ -231,8 +231,8 @@ func TestTheManagersViewShowsTheStoreAsOfOneRevision(t *testing.T) {
 	n.put(model.ProtectedPrefix+"100", `{"node":"n1"}`)
 	n.put(model.IntentPrefix+"200", `{"vmid":200,"source":"n2","target":"n1"}`)
 	n.put(model.HAStatusPrefix+"vm:100", `{"state":"started","node":"n1"}`)
-	v := n.m.managerView()
-	rev := func(key string) int64 { kv, _ := n.m.mirror.get(key); return kv.ModRevision }
+	v := n.m.manager.view()
+	rev := func(key string) int64 { kv, _ := n.m.mirror.Snapshot().Get(key); return kv.ModRevision }
 	members := map[string]ha.Member{}
 	for _, m := range v.Members {
 		m.Silence, m.Why = 0, ""
@@ -272,7 +272,9 @@ func TestAGuestThatOnlyItsNodeCanRunSaysWhy(t *testing.T) {
 	} {
 		conf, err := pveconf.ParseGuest([]byte(disks))
 		must(t, err)
-		if got := n.m.localReason(conf); got != want {
+		set, err := n.m.starter.storages.known()
+		must(t, err)
+		if got := set.localReason(conf); got != want {
 			t.Errorf("%q: %q, want %q", disks, got, want)
 		}
 	}
@@ -280,45 +282,76 @@ func TestAGuestThatOnlyItsNodeCanRunSaysWhy(t *testing.T) {
 
 // Without these files guests would look unprotected, or tied to their node.
 func TestHADecidesNothingWhileItsConfigurationCannotBeRead(t *testing.T) {
-	for _, key := range []string{haResourcesKey, storageCfgKey} {
+	for _, key := range []string{
+		haResourcesKey, storageCfgKey, model.ProtectedPrefix + "100", model.IntentPrefix + "100", model.LivePrefix + "n2",
+	} {
 		t.Run(key, func(t *testing.T) {
 			n := haNode(t)
+			for _, record := range []string{model.ProtectedPrefix + "100", model.IntentPrefix + "100", model.LivePrefix + "n2"} {
+				n.put(record, "{}")
+			}
 			good := n.get(key)
 			n.put(key, "not a section\n")
-			if v := n.m.managerView(); v.Quorate {
+			if v := n.m.manager.view(); v.Quorate {
 				t.Error("the manager decides")
 			}
-			if v := n.m.workerView(); v.Quorate {
+			if v := n.m.worker.view(); v.Quorate {
 				t.Error("the worker decides")
 			}
 			n.put(key, good)
-			if !n.m.managerView().Quorate || !n.m.workerView().Quorate {
+			if !n.m.manager.view().Quorate || !n.m.worker.view().Quorate {
 				t.Error("nothing is decided with readable files either")
 			}
 			n.st.setQuorum(false)
-			if n.m.managerView().Quorate || n.m.workerView().Quorate {
+			if n.m.manager.view().Quorate || n.m.worker.view().Quorate {
 				t.Error("HA decides without a quorum")
 			}
 		})
 	}
 }
 
+func TestTheManagerDecidesNothingWhileWhoIsManagerOrMemberCannotBeRead(t *testing.T) {
+	for _, key := range []string{model.ManagerKey, model.NodePrefix + "n2"} {
+		n := haNode(t)
+		n.put(key, "{")
+		if n.m.manager.view().Quorate {
+			t.Errorf("without %s the manager decides", key)
+		}
+	}
+}
+
+// Nothing rests on what HA last said, so a damaged status is written over and stops nobody.
+func TestADamagedStatusStopsNobody(t *testing.T) {
+	n := haNode(t)
+	rev := n.put(model.HAStatusPrefix+"vm:100", "{")
+	for _, got := range []map[model.VMID]ha.StatusRecord{n.m.manager.view().Statuses, n.m.worker.view().Statuses} {
+		if diff := cmp.Diff(map[model.VMID]ha.StatusRecord{100: {Revision: rev}}, got); diff != "" {
+			t.Error(diff)
+		}
+	}
+	if !n.m.manager.view().Quorate || !n.m.worker.view().Quorate {
+		t.Error("nothing is decided")
+	}
+}
+
 func TestTheWorkersViewShowsThisNodesGuests(t *testing.T) {
 	n := haNode(t)
+	g := n.startGuard()
+	g.has(lease.GroupStatus{Group: lease.Group{Name: "100"}, State: lease.Running})
+	must(t, n.m.live.Refresh(t.Context()))
 	n.runs(100)
-	n.m.procs.setGuarded(100, true)
 	n.runs(777)
 	n.put(model.LivePrefix+"n2", `{"boot_id":"b","epoch":5,"fenced":true}`)
 	n.put(model.LivePrefix+"n3", `{"boot_id":"b","epoch":6}`)
-	unlock, err := n.m.locks.tryLock(100, "start")
+	unlock, err := n.m.worker.locks.tryLock(100, "start")
 	must(t, err)
 	defer unlock()
-	if v := n.m.workerView(); v.LeaseValid {
+	if v := n.m.worker.view(); v.LeaseValid {
 		t.Error("the lease is valid without one")
 	}
 	n.leased(2)
-	v := n.m.workerView()
-	kv, _ := n.m.mirror.get(model.GuestConfigKey("n1", 100))
+	v := n.m.worker.view()
+	kv, _ := n.m.mirror.Snapshot().Get(model.GuestConfigKey("n1", 100))
 	want := ha.LocalView{
 		Revision: n.cluster.Revision(), Quorate: true, LeaseValid: true,
 		Guests:    []ha.Guest{{VMID: 100, Node: "n1", Revision: kv.ModRevision, MemoryMiB: 256, Storages: []string{"nas"}}},
@@ -334,19 +367,36 @@ func TestTheWorkersViewShowsThisNodesGuests(t *testing.T) {
 }
 
 // The guard may have let go of a guest, or kept one, without this agent's doing.
-func TestTheWorkersViewAsksTheGuardWhomItHas(t *testing.T) {
+func TestTheWorkersViewShowsWhomTheGuardHas(t *testing.T) {
 	n := haNode(t)
 	g := n.startGuard()
-	g.mu.Lock()
-	g.status.Groups = []lease.GroupStatus{{Group: lease.Group{Name: "101"}, State: lease.Running}, {Group: lease.Group{Name: "102"}, State: lease.Killing}}
-	g.mu.Unlock()
+	g.has(lease.GroupStatus{Group: lease.Group{Name: "101"}, State: lease.Running}, lease.GroupStatus{Group: lease.Group{Name: "102"}, State: lease.Killing})
 	for id := model.VMID(100); id <= 102; id++ {
 		n.runs(id)
 	}
-	n.m.procs.setGuarded(100, true)
+	must(t, n.m.live.Protect(t.Context(), lease.Group{Name: "100"}))
+	if !n.m.worker.view().Processes[100].Guarded {
+		t.Error("what the guard has just confirmed is not shown")
+	}
+	must(t, n.m.live.Refresh(t.Context()))
 	want := map[model.VMID]ha.Process{100: {}, 101: {Guarded: true}, 102: {}}
-	if diff := cmp.Diff(want, n.m.workerView().Processes); diff != "" {
+	if diff := cmp.Diff(want, n.m.worker.view().Processes); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// A machine in trouble has a guard that answers late or never; the worker must go on with what it knows.
+func TestAViewDoesNotWaitForAGuardThatHangs(t *testing.T) {
+	n := haNode(t)
+	g := n.startGuard()
+	must(t, n.m.live.Protect(t.Context(), lease.Group{Name: "100"}))
+	n.runs(100)
+	hang := make(chan struct{})
+	g.answers(func(guardCall) error { <-hang; return nil })
+	defer close(hang)
+	start := time.Now()
+	if v := n.m.worker.view(); !v.Processes[100].Guarded || time.Since(start) > 200*time.Millisecond {
+		t.Errorf("after %v the worker sees %+v", time.Since(start), v.Processes)
 	}
 }
 
@@ -354,7 +404,7 @@ func TestAMoveTakesFileAndProtectionAlong(t *testing.T) {
 	n := haNode(t)
 	n.put(model.ProtectedPrefix+"200", `{"node":"n2"}`)
 	n.put(model.LivePrefix+"n2", `{"boot_id":"b","epoch":5,"fenced":true}`)
-	rev := func(key string) int64 { kv, _ := n.m.mirror.get(key); return kv.ModRevision }
+	rev := func(key string) int64 { kv, _ := n.m.mirror.Snapshot().Get(key); return kv.ModRevision }
 	from, to := model.GuestConfigKey("n2", 200), model.GuestConfigKey("n1", 200)
 	file := n.get(from)
 	good := ha.Move{
@@ -372,14 +422,14 @@ func TestAMoveTakesFileAndProtectionAlong(t *testing.T) {
 	} {
 		a := good
 		change(&a)
-		if _, err := n.m.doManager(t.Context(), a); failKind(err) != ha.FailConflict && !errors.Is(err, model.ErrInvalid) {
+		if _, err := n.m.manager.do(t.Context(), a); failKind(err) != ha.FailConflict && !errors.Is(err, model.ErrInvalid) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if diff := cmp.Diff(before, n.dump()); diff != "" {
 			t.Fatalf("%s: %s", name, diff)
 		}
 	}
-	got, err := n.m.doManager(t.Context(), good)
+	got, err := n.m.manager.do(t.Context(), good)
 	must(t, err)
 	if got != n.cluster.Revision() {
 		t.Errorf("the answer names revision %d", got)
@@ -399,13 +449,13 @@ func TestTheRecordGoesBeforeTheGuardIsTold(t *testing.T) {
 		}
 		return nil
 	})
-	if _, err := n.m.doWorker(t.Context(), ha.Unacknowledge{VMID: 100, Revision: rev - 1}); !errors.Is(err, store.ErrConflict) {
+	if _, err := n.m.worker.do(t.Context(), ha.Unacknowledge{VMID: 100, Revision: rev - 1}); !errors.Is(err, store.ErrConflict) {
 		t.Error(err)
 	}
 	if calls := g.calls("unprotect"); len(calls) > 0 {
 		t.Errorf("the guard was told although the record changed: %v", calls)
 	}
-	_, err := n.m.doWorker(t.Context(), ha.Unacknowledge{VMID: 100, Revision: rev})
+	_, err := n.m.worker.do(t.Context(), ha.Unacknowledge{VMID: 100, Revision: rev})
 	must(t, err)
 	if calls := g.calls("unprotect"); len(calls) != 1 || calls[0].Name != "100" || n.get(model.ProtectedPrefix+"100") != "" {
 		t.Errorf("the guard was told %v", calls)
@@ -414,11 +464,11 @@ func TestTheRecordGoesBeforeTheGuardIsTold(t *testing.T) {
 
 func TestAWorkersActionWaitsForNobodysLock(t *testing.T) {
 	n := haNode(t)
-	unlock, err := n.m.locks.tryLock(100, "migration to n2")
+	unlock, err := n.m.worker.locks.tryLock(100, "migration to n2")
 	must(t, err)
 	defer unlock()
 	for _, a := range []ha.Action{ha.Start{VMID: 100}, ha.Stop{VMID: 100}, ha.Discard{VMID: 100}, ha.Acknowledge{VMID: 100, Node: "n1"}, ha.Unacknowledge{VMID: 100}} {
-		if _, err := n.m.doWorker(t.Context(), a); failKind(err) != ha.FailConflict {
+		if _, err := n.m.worker.do(t.Context(), a); failKind(err) != ha.FailConflict {
 			t.Errorf("%T: %v", a, err)
 		}
 	}
@@ -430,7 +480,7 @@ func TestNothingIsDiscardedThatMayBeEntitled(t *testing.T) {
 	n.runs(200)
 	n.put(model.IntentPrefix+"200", `{"vmid":200,"source":"n2","target":"n1"}`)
 	for _, a := range []ha.Discard{{VMID: 100}, {VMID: 100, Incoming: true}, {VMID: 200}} {
-		if _, err := n.m.doWorker(t.Context(), a); !errors.Is(err, store.ErrConflict) {
+		if _, err := n.m.worker.do(t.Context(), a); !errors.Is(err, store.ErrConflict) {
 			t.Errorf("%+v: %v", a, err)
 		}
 	}

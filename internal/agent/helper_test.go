@@ -22,7 +22,6 @@ import (
 	"sauh.dev/sauh/internal/store"
 	"sauh.dev/sauh/internal/store/etcd"
 	"sauh.dev/sauh/internal/store/mem"
-	"sauh.dev/sauh/internal/sys"
 )
 
 func TestMain(m *testing.M) {
@@ -38,6 +37,7 @@ type testStore struct {
 	members   []etcd.Member
 	nextID    int
 	noQuorum  bool
+	addLost   bool                                   // AddLearner does it and answers addErr
 	addErr    error                                  // AddLearner's answer
 	beforeTxn func(store.Txn) error                  // sees each transaction first; its error is the answer
 	watch     func(context.Context) chan store.Batch // takes the place of the next Watch
@@ -110,12 +110,15 @@ func (s *testStore) Members(context.Context) ([]etcd.Member, error) {
 func (s *testStore) AddLearner(_ context.Context, _ string, urls []string) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.addErr != nil {
+	if s.addErr != nil && !s.addLost {
 		return "", s.addErr
 	}
 	id := strconv.Itoa(s.nextID)
 	s.nextID++
 	s.members = append(s.members, etcd.Member{ID: id, PeerURLs: urls, Learner: true})
+	if s.addLost {
+		return "", s.addErr
+	}
 	return id, nil
 }
 
@@ -163,6 +166,7 @@ type node struct {
 	other   *mem.Store // another node's view of the same store
 	paths   Paths
 	closed  bool
+	lease   *heldLease
 }
 
 // shortLease has renewals that a test can wait for.
@@ -185,7 +189,7 @@ func newAgentAt(t *testing.T) *Agent {
 	must(t, err)
 	a.host.version, a.host.accel = "10.0.2", qemu.Accel{Name: qemu.TCG}
 	close(a.host.probed)
-	t.Cleanup(func() { a.tasks.stop(errors.New("the test ends")) })
+	t.Cleanup(func() { a.tasks.Stop(errors.New("the test ends")) })
 	return a
 }
 
@@ -193,30 +197,28 @@ func newNode(t *testing.T) *node {
 	t.Helper()
 	a := newAgentAt(t)
 	c := mem.New()
-	n := &node{t: t, a: a, st: newTestStore(c), cluster: c, other: c.Open("n2"), paths: a.opts.Paths}
-	n.m = newTestMember(a, n.st)
-	m := n.m
-	t.Cleanup(n.close)
-	ca, err := certs.NewCA(m.cluster.Name, time.Now())
+	ca, err := certs.NewCA("test", time.Now())
 	must(t, err)
-	m.caFingerprint = certs.Fingerprint(ca.Cert)
-	must(t, m.seed(t.Context(), m.cluster, model.Node{Name: "n1", ID: 1, Votes: 1, Mgmt: "10.0.0.1", Cluster: "10.0.1.1"}, ca))
-	m.wg.Go(func() { m.mirror.run(m.ctx) })
-	<-m.mirror.loaded
-	a.current.Store(m)
+	n := &node{t: t, a: a, st: newTestStore(c), cluster: c, other: c.Open("n2"), paths: a.opts.Paths}
+	n.m = newTestMember(a, n.st, certs.Fingerprint(ca.Cert))
+	n.lease = &heldLease{real: n.m.live}
+	n.m.starter.lease, n.m.worker.lease = n.lease, n.lease
+	t.Cleanup(n.close)
+	must(t, n.m.membership.seed(t.Context(), n.m.cluster, model.Node{Name: "n1", ID: 1, Votes: 1, Mgmt: "10.0.0.1", Cluster: "10.0.1.1"}, ca))
+	n.follows()
 	return n
 }
 
-func newTestMember(a *Agent, st memberStore) *member {
-	m := &member{
-		agent: a, name: "n1", cluster: model.Cluster{Name: "test", UUID: newUUID()}, log: a.log, st: st,
-		kicked: make(chan struct{}, 1), arriving: map[model.VMID]func(){},
-	}
-	m.ctx, m.cancel = context.WithCancel(context.Background())
-	m.locks = newGuestLocks(m.kick)
-	m.live = newLiveness(m)
-	m.procs = newProcs(m)
-	m.mirror = newMirror(st, a.log, m.live.observe)
+// follows lets the node see its store, and makes it a member.
+func (n *node) follows() {
+	n.m.wg.Go(func() { n.m.mirror.Run(n.m.ctx) })
+	<-n.m.mirror.Loaded()
+	n.a.current.Store(n.m)
+}
+
+func newTestMember(a *Agent, st memberStore, fingerprint string) *member {
+	m := newMember(identity{name: "n1", cluster: model.Cluster{Name: "test", UUID: newUUID()}, caFingerprint: fingerprint}, a.log)
+	m.wire(a, st)
 	return m
 }
 
@@ -224,7 +226,7 @@ func newTestMember(a *Agent, st memberStore) *member {
 func (n *node) close() {
 	if !n.closed {
 		n.closed = true
-		n.a.tasks.stop(errors.New("the test ends"))
+		n.a.tasks.Stop(errors.New("the test ends"))
 		n.m.close()
 		_ = n.other.Close()
 	}
@@ -262,7 +264,7 @@ func (n *node) delete(key string) {
 func (n *node) follow() {
 	n.t.Helper()
 	want := n.cluster.Revision()
-	eventually(n.t, "the mirror follows", func() bool { return n.m.mirror.snapshot().rev >= want })
+	eventually(n.t, "the mirror follows", func() bool { return n.m.mirror.Snapshot().Revision() >= want })
 }
 
 // get returns a key's value, "" if there is none.
@@ -304,15 +306,28 @@ func (n *node) storage(name, more string) (dir string) {
 
 // leased gives the node a lease of epoch that lasts for the test.
 func (n *node) leased(epoch uint64) {
-	n.m.live.mu.Lock()
-	defer n.m.live.mu.Unlock()
-	n.m.live.epoch, n.m.live.deadline = epoch, sys.BootTime()+time.Hour
+	*n.lease = heldLease{epoch: epoch, held: true, real: n.m.live}
+}
+
+// heldLease is the node's own lease until a test says otherwise.
+type heldLease struct {
+	real  leaseholder
+	epoch uint64
+	held  bool
+}
+
+// Valid implements leaseholder.
+func (l *heldLease) Valid() (uint64, bool) {
+	if l.held {
+		return l.epoch, true
+	}
+	return l.real.Valid()
 }
 
 // runs makes the node believe that the guest runs here, until the function returned is called.
 func (n *node) runs(id model.VMID) (ended func()) {
 	n.m.procs.mu.Lock()
-	n.m.procs.all[id] = newProc(&qemu.Process{}, false, false)
+	n.m.procs.all[id] = newProc(&qemu.Process{}, false)
 	n.m.procs.mu.Unlock()
 	ended = func() {
 		n.m.procs.mu.Lock()
@@ -388,7 +403,7 @@ func (g *fakeGuard) handle(c guardCall) any {
 	g.mu.Unlock()
 	if answer != nil {
 		if err := answer(c); err != nil {
-			return response{Error: err.Error(), Kind: kindName(err)}
+			return response{Error: err.Error(), Kind: model.KindOf(err)}
 		}
 	}
 	if c.Op == "status" {
@@ -401,6 +416,13 @@ func (g *fakeGuard) answers(f func(guardCall) error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.answer = f
+}
+
+// has says which groups are in the guard's status.
+func (g *fakeGuard) has(groups ...lease.GroupStatus) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.status.Groups = groups
 }
 
 func (g *fakeGuard) calls(ops ...string) []guardCall {
@@ -442,5 +464,50 @@ func refused(t *testing.T, err, kind error, sentence string) {
 	}
 	if err == nil || err.Error() != sentence {
 		t.Errorf("the answer is\n%v\nwant\n%s", err, sentence)
+	}
+}
+
+// tasksEnd waits for all tasks.
+func (n *node) tasksEnd() {
+	n.t.Helper()
+	list, err := n.a.tasks.ListTasks(n.t.Context())
+	must(n.t, err)
+	for _, t := range list {
+		_ = n.a.tasks.Wait(n.t.Context(), t.UPID) // whether it failed is not the question
+	}
+}
+
+// lives keeps the node's record alive until the test's end.
+func (n *node) lives() {
+	ctx, cancel := context.WithCancel(n.m.ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { n.m.live.Run(ctx) })
+	n.t.Cleanup(func() { cancel(); wg.Wait() })
+}
+
+func (n *node) live() model.Live {
+	n.t.Helper()
+	var l model.Live
+	if v := n.get(model.LivePrefix + "n1"); v != "" {
+		must(n.t, json.Unmarshal([]byte(v), &l))
+	}
+	return l
+}
+
+// fence cuts the node off, as another node's manager does, however often it renews meanwhile.
+func (n *node) fence() model.Live {
+	n.t.Helper()
+	key := model.LivePrefix + "n1"
+	for {
+		kv, err := n.other.Get(n.t.Context(), key, store.Linearizable)
+		must(n.t, err)
+		var l model.Live
+		must(n.t, json.Unmarshal(kv.Value, &l))
+		cut := lease.Cut(l, "n2")
+		_, err = n.other.Txn(n.t.Context(), store.Txn{If: []store.Cond{{Key: key, Revision: kv.ModRevision}}, Then: []store.Op{store.Put(key, mustJSON(cut))}})
+		if !errors.Is(err, store.ErrConflict) {
+			must(n.t, err)
+			return cut
+		}
 	}
 }

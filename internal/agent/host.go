@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"runtime"
 	"strconv"
@@ -29,17 +30,17 @@ type hostInfo struct {
 }
 
 // probeAccel finds out what accelerator really boots something here.
-func (a *Agent) probeAccel(ctx context.Context) {
-	defer close(a.host.probed)
-	accel, err := qemu.ProbeAccel(ctx, a.opts.Paths.State)
+func (h *hostInfo) probeAccel(ctx context.Context, cache string, log *slog.Logger) {
+	defer close(h.probed)
+	accel, err := qemu.ProbeAccel(ctx, cache)
 	if err != nil {
-		a.log.Error("no accelerator works: guests cannot be started here", "err", err)
+		log.Error("no accelerator works: guests cannot be started here", "err", err)
 		return
 	}
-	a.log.Info("accelerator found", "accel", accel.Name, "reason", accel.Reason)
-	a.host.mu.Lock()
-	a.host.accel = accel
-	a.host.mu.Unlock()
+	log.Info("accelerator found", "accel", accel.Name, "reason", accel.Reason)
+	h.mu.Lock()
+	h.accel = accel
+	h.mu.Unlock()
 }
 
 // awaitAccel returns when the search for an accelerator is over. It takes some seconds after an agent's start, which is
@@ -73,6 +74,15 @@ func (h *hostInfo) qemu() (qemu.Accel, string, error) {
 		return h.accel, h.version, model.Errorf(model.ErrUnavailable, "this node has not found a working accelerator yet: try again in a few seconds, or look at the agent's log")
 	}
 	return h.accel, h.version, nil
+}
+
+// qemuVersion is QEMU's, "unknown" if no guest can run here.
+func (h *hostInfo) qemuVersion() string {
+	_, v, err := h.qemu()
+	if err != nil {
+		return "unknown"
+	}
+	return v
 }
 
 // describe fills in what a node's record says of the machine.

@@ -15,8 +15,6 @@ import (
 
 	"sauh.dev/sauh/internal/certs"
 	"sauh.dev/sauh/internal/core/model"
-	"sauh.dev/sauh/internal/store"
-	"sauh.dev/sauh/internal/store/etcd"
 )
 
 // joinLimit is how long a node may take from the answer to its request until it
@@ -28,8 +26,7 @@ const maxVoters = 5
 
 // Join implements api.Cluster: this machine asks a member to be let in. When
 // it fails nothing is left here, and the member takes its side back.
-func (c *clusterAPI) Join(ctx context.Context, joinKeyText, nodeName string) error {
-	a := c.agent()
+func (a *Agent) Join(ctx context.Context, joinKeyText, nodeName string) error {
 	a.joining.Lock()
 	defer a.joining.Unlock()
 	if err := a.refuseIfMember(); err != nil {
@@ -65,7 +62,7 @@ func (c *clusterAPI) Join(ctx context.Context, joinKeyText, nodeName string) err
 	if err != nil {
 		return fmt.Errorf("start as a member of %s: %w", reply.Cluster.Name, err)
 	}
-	if err := m.awaitVote(ctx); err != nil {
+	if err := m.membership.awaitVote(ctx); err != nil {
 		m.close()
 		return fmt.Errorf("join %s: %w: nothing was changed here; look at the cluster's side with `sauh cluster status` and try again with a new key", reply.Cluster.Name, err)
 	}
@@ -93,26 +90,6 @@ func (a *Agent) keepCerts(reply joinReply, key *ecdsa.PrivateKey) error {
 		return fmt.Errorf("this node's certificate: %w", err)
 	}
 	return a.saveCerts(certs.Pair{Cert: cert, Key: key}, ca)
-}
-
-// awaitVote waits until the cluster made this node a voter.
-func (m *member) awaitVote(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, joinLimit)
-	defer cancel()
-	for {
-		kv, err := m.st.Get(ctx, model.NodePrefix+m.name, store.Local)
-		var n model.Node
-		if err == nil && json.Unmarshal(kv.Value, &n) == nil && n.Votes > 0 {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("did not become a voter in %s", joinLimit)
-		case <-m.st.Done():
-			return errors.New("the cluster took the membership back")
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
 }
 
 // askToJoin sends the request to each address of the key until a member
@@ -179,187 +156,7 @@ func postJoin(ctx context.Context, fingerprint, addr string, r joinRequest) (joi
 		return joinReply{}, fmt.Errorf("%s: %w", addr, err)
 	}
 	if out.Error != "" {
-		return joinReply{}, &refusal{kindFromName(out.Kind, out.Error)}
+		return joinReply{}, &refusal{model.FromKind(out.Kind, out.Error)}
 	}
 	return out.Data, nil
-}
-
-// admit is the member's side of a join. Every refusal comes before anything was changed.
-func (m *member) admit(ctx context.Context, r joinRequest, now time.Time) (joinReply, error) {
-	if err := model.ValidateNodeName(r.Node.Name); err != nil {
-		return joinReply{}, err
-	}
-	secret, err := m.checkSecret(ctx, r, now)
-	if err != nil {
-		return joinReply{}, err
-	}
-	if d := now.Sub(time.Unix(0, r.Time)); d > maxClockDifference || d < -maxClockDifference {
-		return joinReply{}, model.Errorf(model.ErrInvalid, "the clock of %s is off by %.1f s against %s: at most %s is allowed; set it (for example with chrony) and join again", r.Node.Name, -d.Seconds(), m.name, maxClockDifference)
-	}
-	cluster, err := m.st.Get(ctx, model.ClusterKey, store.Linearizable)
-	if err != nil {
-		return joinReply{}, writeError("admit "+r.Node.Name, err)
-	}
-	node, err := m.newNode(ctx, r.Node, now)
-	if err != nil {
-		return joinReply{}, err
-	}
-	ca, err := m.loadCA(ctx)
-	if err != nil {
-		return joinReply{}, err
-	}
-	cert, err := ca.Sign([]byte(r.CSR), node.Name, []string{node.Mgmt, node.Cluster}, now)
-	if err != nil {
-		return joinReply{}, model.Invalidf("csr", "%v", err)
-	}
-	if err := m.reserve(ctx, r, secret, cluster, node); err != nil {
-		return joinReply{}, err
-	}
-	id, err := m.st.AddLearner(ctx, node.Name, peerURLs(node))
-	if err != nil {
-		m.takeBack(node.Name, "", &secret, r.ID)
-		return joinReply{}, fmt.Errorf("add %s to the store (is another node joining right now? then try again): %w", node.Name, err)
-	}
-	members, err := m.st.Members(ctx)
-	if err != nil {
-		m.takeBack(node.Name, id, &secret, r.ID)
-		return joinReply{}, writeError("admit "+node.Name, err)
-	}
-	initial := etcd.InitialMembers(members, node.Name, peerURLs(node))
-	m.wg.Go(func() { m.promote(node.Name, id) })
-	return joinReply{Cluster: m.cluster, Node: node, CA: string(certs.EncodeCert(ca.Cert)), Cert: string(certs.EncodeCert(cert)), Initial: initial}, nil
-}
-
-func (m *member) checkSecret(ctx context.Context, r joinRequest, now time.Time) (record[joinSecret], error) {
-	refuse := func(why string) error {
-		return model.Errorf(model.ErrInvalid, "the join key %s: make a new one with `sauh cluster key` on a member", why)
-	}
-	s, err := readJSON[joinSecret](ctx, m.st, model.JoinPrefix+r.ID)
-	switch {
-	case err != nil:
-		return s, writeError("check the join key", err)
-	case s.Revision == 0:
-		return s, refuse("is unknown or was used already")
-	case !s.Value.matches(r.Secret):
-		return s, refuse("is wrong")
-	case now.Unix() >= s.Value.Expires:
-		return s, refuse("expired at " + time.Unix(s.Value.Expires, 0).UTC().Format(time.RFC3339))
-	}
-	return s, nil
-}
-
-// newNode gives the joining node its number, and refuses a name or an address that is taken.
-func (m *member) newNode(ctx context.Context, n model.Node, now time.Time) (model.Node, error) {
-	kvs, _, err := m.st.List(ctx, model.NodePrefix, store.Linearizable)
-	if err != nil {
-		return n, writeError("admit "+n.Name, err)
-	}
-	var members []model.Node
-	for _, kv := range kvs {
-		var x model.Node
-		if err := json.Unmarshal(kv.Value, &x); err != nil {
-			return n, fmt.Errorf("read %s: %w", kv.Key, err)
-		}
-		members = append(members, x)
-	}
-	if len(members) >= maxVoters {
-		return n, model.Errorf(model.ErrBusy, "cluster %s has %d nodes: this version of Sauh takes no more", m.cluster.Name, len(members))
-	}
-	n.ID, n.Votes, n.MemberID, n.Joined = 1, 0, "", now.Unix()
-	for _, x := range members {
-		switch {
-		case x.Name == n.Name:
-			return n, model.Errorf(model.ErrExists, "the name %s is taken in cluster %s: choose another with --node-name, or remove the old node with `sauh cluster remove %s`", n.Name, m.cluster.Name, n.Name)
-		case x.Mgmt == n.Mgmt || x.Cluster == n.Cluster || x.Mgmt == n.Cluster || x.Cluster == n.Mgmt:
-			return n, model.Errorf(model.ErrExists, "the addresses %s and %s belong to node %s already: correct /etc/sauh/agent.json on %s", n.Mgmt, n.Cluster, x.Name, n.Name)
-		}
-		n.ID = max(n.ID, x.ID+1)
-	}
-	return n, nil
-}
-
-// reserve uses the secret up and records the node, without a vote yet. The
-// cluster's record, read before the nodes were, is compared and written again,
-// so that of two joins at once one starts over and no number is given twice.
-func (m *member) reserve(ctx context.Context, r joinRequest, s record[joinSecret], cluster store.KV, n model.Node) error {
-	_, err := m.st.Txn(ctx, store.Txn{
-		If: []store.Cond{
-			{Key: model.JoinPrefix + r.ID, Revision: s.Revision},
-			{Key: model.NodePrefix + n.Name},
-			{Key: model.ClusterKey, Revision: cluster.ModRevision},
-		},
-		Then: []store.Op{
-			store.Delete(model.JoinPrefix + r.ID),
-			store.Put(model.NodePrefix+n.Name, mustJSON(n)),
-			store.Put(model.ClusterKey, cluster.Value),
-		},
-	})
-	return writeError("admit "+n.Name, err)
-}
-
-// promote makes the learner a voter as soon as it has caught up, and takes the
-// join back when that does not happen in time.
-func (m *member) promote(name, id string) {
-	ctx, cancel := context.WithTimeout(m.ctx, joinLimit)
-	defer cancel()
-	for {
-		err := m.st.Promote(ctx, id)
-		if err == nil {
-			break
-		}
-		if ctx.Err() != nil {
-			m.log.Warn("node did not catch up in time, its join is taken back", "node", name, "err", err)
-			m.takeBack(name, id, nil, "")
-			return
-		}
-		sleep(ctx, 200*time.Millisecond)
-	}
-	err := retryNoQuorum(ctx, joinLimit, func() error {
-		n, err := readJSON[model.Node](ctx, m.st, model.NodePrefix+name)
-		if err != nil || n.Revision == 0 {
-			return err
-		}
-		n.Value.Votes, n.Value.MemberID = 1, id
-		_, err = m.st.Txn(ctx, store.Txn{
-			If:   []store.Cond{{Key: model.NodePrefix + name, Revision: n.Revision}},
-			Then: []store.Op{store.Put(model.NodePrefix+name, mustJSON(n.Value))},
-		})
-		return err
-	})
-	if err != nil {
-		m.log.Warn("vote of the new node not recorded, its join is taken back", "node", name, "err", err)
-		m.takeBack(name, id, nil, "")
-		return
-	}
-	m.log.Info("node joined", "node", name)
-}
-
-// takeBack undoes reserve and AddLearner.
-func (m *member) takeBack(name, id string, secret *record[joinSecret], secretID string) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), 10*time.Second)
-	defer cancel()
-	err := m.deleteRecords(ctx, name)
-	if id != "" {
-		err = errors.Join(err, m.st.RemoveMember(ctx, id))
-	}
-	if secret != nil {
-		key := model.JoinPrefix + secretID
-		_, terr := m.st.Txn(ctx, store.Txn{If: []store.Cond{{Key: key}}, Then: []store.Op{store.Put(key, mustJSON(secret.Value))}})
-		err = errors.Join(err, terr)
-	}
-	if err != nil {
-		m.log.Error("a join was not taken back completely: run `sauh cluster remove`", "node", name, "err", err)
-	}
-}
-
-func (m *member) loadCA(ctx context.Context) (certs.Pair, error) {
-	cert, err := m.st.Get(ctx, caCertKey, store.Linearizable)
-	if err != nil {
-		return certs.Pair{}, writeError("read the cluster's CA", err)
-	}
-	key, err := m.st.Get(ctx, caKeyKey, store.Linearizable)
-	if err != nil {
-		return certs.Pair{}, writeError("read the cluster's CA", err)
-	}
-	return certs.ParsePair(cert.Value, key.Value)
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/agent/move"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/certs"
@@ -62,11 +64,11 @@ func TestWhatIsNoJoinKeyIsRefused(t *testing.T) {
 func TestAKeyIsMadeForOneSecondToSevenDays(t *testing.T) {
 	n := newNode(t)
 	for _, valid := range []time.Duration{-time.Second, time.Millisecond, 7*24*time.Hour + 1} {
-		if _, err := (*clusterAPI)(n.a).Key(t.Context(), valid); !errors.Is(err, model.ErrInvalid) {
+		if _, err := n.a.Key(t.Context(), valid); !errors.Is(err, model.ErrInvalid) {
 			t.Errorf("a key valid for %s: %v", valid, err)
 		}
 	}
-	k, err := (*clusterAPI)(n.a).Key(t.Context(), 0)
+	k, err := n.a.Key(t.Context(), 0)
 	must(t, err)
 	if d := time.Until(time.Unix(k.Expires, 0)); d < 59*time.Minute || d > time.Hour {
 		t.Errorf("a key is valid for %s unless the person says otherwise, want an hour", d)
@@ -88,7 +90,7 @@ func TestAKeyIsMadeForOneSecondToSevenDays(t *testing.T) {
 // request makes a new key and the request with which node number i joins by it.
 func (n *node) request(i int, now time.Time) joinRequest {
 	n.t.Helper()
-	text, err := (*clusterAPI)(n.a).Key(n.t.Context(), time.Hour)
+	text, err := n.a.Key(n.t.Context(), time.Hour)
 	must(n.t, err)
 	k, err := parseJoinKey(text.Key)
 	must(n.t, err)
@@ -102,7 +104,7 @@ func TestANodeIsAdmitted(t *testing.T) {
 	n := newNode(t)
 	now := time.Now()
 	r := n.request(2, now)
-	reply, err := n.m.admit(t.Context(), r, now)
+	reply, err := n.m.membership.admit(t.Context(), r, now)
 	must(t, err)
 	want := model.Node{Name: "n2", ID: 2, Mgmt: "10.0.0.2", Cluster: "10.0.1.2", Joined: now.Unix()}
 	if diff := cmp.Diff(want, reply.Node); diff != "" {
@@ -124,12 +126,12 @@ func TestANodeIsAdmitted(t *testing.T) {
 	}
 	close(n.st.promote)
 	eventually(t, "n2 votes", func() bool {
-		rec, err := readJSON[model.Node](t.Context(), n.st, model.NodePrefix+"n2")
+		rec, err := mirror.Read[model.Node](t.Context(), n.st, model.NodePrefix+"n2")
 		return err == nil && rec.Value.Votes == 1 && rec.Value.MemberID == "2"
 	})
 	second := r
 	second.Node.Name, second.Node.Mgmt, second.Node.Cluster = "n3", "10.0.0.3", "10.0.1.3"
-	_, err = n.m.admit(t.Context(), second, now)
+	_, err = n.m.membership.admit(t.Context(), second, now)
 	refused(t, err, model.ErrInvalid, "the join key is unknown or was used already: make a new one with `sauh cluster key` on a member")
 }
 
@@ -175,12 +177,12 @@ func TestARefusedJoinChangesNothing(t *testing.T) {
 			before := n.dump()
 			r := good
 			c.change(&r)
-			_, err := n.m.admit(t.Context(), r, now.Add(c.later))
+			_, err := n.m.membership.admit(t.Context(), r, now.Add(c.later))
 			refused(t, err, c.kind, c.want)
 			if diff := cmp.Diff(before, n.dump()); diff != "" {
 				t.Errorf("the refusal changed the store:\n%s", diff)
 			}
-			if _, err := n.m.admit(t.Context(), good, now); err != nil {
+			if _, err := n.m.membership.admit(t.Context(), good, now); err != nil {
 				t.Errorf("the key cannot be used any more: %v", err)
 			}
 		})
@@ -191,7 +193,7 @@ func TestAClockThatIsTwoSecondsOffIsAllowed(t *testing.T) {
 	n := newNode(t)
 	now := time.Now()
 	r := n.request(2, now.Add(2*time.Second))
-	if _, err := n.m.admit(t.Context(), r, now); err != nil {
+	if _, err := n.m.membership.admit(t.Context(), r, now); err != nil {
 		t.Error(err)
 	}
 }
@@ -199,17 +201,17 @@ func TestAClockThatIsTwoSecondsOffIsAllowed(t *testing.T) {
 func TestAKeyEndsAtItsSecond(t *testing.T) {
 	n := newNode(t)
 	r := n.request(2, time.Now())
-	rec, err := readJSON[joinSecret](t.Context(), n.st, model.JoinPrefix+r.ID)
+	rec, err := mirror.Read[joinSecret](t.Context(), n.st, model.JoinPrefix+r.ID)
 	must(t, err)
 	end := time.Unix(rec.Value.Expires, 0)
 	r.Time = end.UnixNano()
 	before := n.dump()
-	_, err = n.m.admit(t.Context(), r, end)
+	_, err = n.m.membership.admit(t.Context(), r, end)
 	refused(t, err, model.ErrInvalid, "the join key expired at "+end.UTC().Format(time.RFC3339)+": make a new one with `sauh cluster key` on a member")
 	if diff := cmp.Diff(before, n.dump()); diff != "" {
 		t.Error(diff)
 	}
-	if _, err := n.m.admit(t.Context(), r, end.Add(-time.Nanosecond)); err != nil {
+	if _, err := n.m.membership.admit(t.Context(), r, end.Add(-time.Nanosecond)); err != nil {
 		t.Errorf("a moment before its end the key is refused: %v", err)
 	}
 }
@@ -219,14 +221,14 @@ func TestASixthNodeIsRefused(t *testing.T) {
 	close(n.st.promote)
 	now := time.Now()
 	for i := 2; i <= 5; i++ {
-		reply, err := n.m.admit(t.Context(), n.request(i, now), now)
+		reply, err := n.m.membership.admit(t.Context(), n.request(i, now), now)
 		must(t, err)
 		if reply.Node.ID != i {
 			t.Errorf("n%d has the number %d", i, reply.Node.ID)
 		}
 	}
 	r := n.request(6, now)
-	_, err := n.m.admit(t.Context(), r, now)
+	_, err := n.m.membership.admit(t.Context(), r, now)
 	refused(t, err, model.ErrBusy, "cluster test has 5 nodes: this version of Sauh takes no more")
 	if n.get(model.JoinPrefix+r.ID) == "" || n.get(model.NodePrefix+"n6") != "" {
 		t.Error("the refusal used the key or left a record")
@@ -250,7 +252,7 @@ func TestOfTwoJoinsAtOnceOneStartsOver(t *testing.T) {
 	errs := make([]error, 2)
 	var wg sync.WaitGroup
 	for i, r := range requests {
-		wg.Go(func() { _, errs[i] = n.m.admit(t.Context(), r, now) })
+		wg.Go(func() { _, errs[i] = n.m.membership.admit(t.Context(), r, now) })
 	}
 	wg.Wait()
 	n.st.onTxn(nil)
@@ -266,7 +268,7 @@ func TestOfTwoJoinsAtOnceOneStartsOver(t *testing.T) {
 	if n.get(model.NodePrefix+name) != "" {
 		t.Error("the refused node has a record")
 	}
-	reply, err := n.m.admit(t.Context(), requests[loser], now)
+	reply, err := n.m.membership.admit(t.Context(), requests[loser], now)
 	must(t, err)
 	if reply.Node.ID != 3 {
 		t.Errorf("started over, the second node has the number %d, want 3", reply.Node.ID)
@@ -279,13 +281,13 @@ func TestAJoinThatTheStoreRefusesIsTakenBack(t *testing.T) {
 	r := n.request(2, now)
 	before := n.dump()
 	n.st.setAddErr(model.Errorf(model.ErrBusy, "the store is busy"))
-	_, err := n.m.admit(t.Context(), r, now)
+	_, err := n.m.membership.admit(t.Context(), r, now)
 	refused(t, err, model.ErrBusy, "add n2 to the store (is another node joining right now? then try again): the store is busy")
 	if diff := cmp.Diff(before, n.dump()); diff != "" {
 		t.Errorf("not everything was taken back:\n%s", diff)
 	}
 	n.st.setAddErr(nil)
-	if _, err := n.m.admit(t.Context(), r, now); err != nil {
+	if _, err := n.m.membership.admit(t.Context(), r, now); err != nil {
 		t.Errorf("the key that was given back is refused: %v", err)
 	}
 }
@@ -294,9 +296,9 @@ func TestAJoinThatTheStoreRefusesIsTakenBack(t *testing.T) {
 func TestTheListOfMembersNamesOneThatHasNotStarted(t *testing.T) {
 	n := newNode(t)
 	now := time.Now()
-	_, err := n.m.admit(t.Context(), n.request(2, now), now)
+	_, err := n.m.membership.admit(t.Context(), n.request(2, now), now)
 	must(t, err)
-	reply, err := n.m.admit(t.Context(), n.request(3, now), now)
+	reply, err := n.m.membership.admit(t.Context(), n.request(3, now), now)
 	must(t, err)
 	want := map[string][]string{
 		"n1": {"https://10.0.0.1:2380"}, "member-2": {"https://10.0.1.2:2380", "https://10.0.0.2:2380"},
@@ -311,7 +313,7 @@ func TestAJoinIsTakenBackWhenTheMemberEndsBeforeTheVote(t *testing.T) {
 	n := newNode(t)
 	now := time.Now()
 	r := n.request(2, now)
-	_, err := n.m.admit(t.Context(), r, now)
+	_, err := n.m.membership.admit(t.Context(), r, now)
 	must(t, err)
 	n.m.cancel()
 	eventually(t, "the join is taken back", func() bool {
@@ -326,18 +328,18 @@ func TestANodeThatIsOutOfTheRecordsCanStillBeTakenOutOfTheStore(t *testing.T) {
 	n.put(model.NodePrefix+"n2", string(mustJSON(model.Node{Name: "n2", ID: 2})))
 	n.st.members = append(n.st.members, etcd.Member{ID: "2", Name: "n2"})
 	n.delete(model.NodePrefix + "n2") // an earlier try got this far
-	must(t, (*clusterAPI)(n.a).Remove(t.Context(), "n2"))
+	must(t, n.a.Remove(t.Context(), "n2"))
 	if members, _ := n.st.Members(t.Context()); len(members) != 1 {
 		t.Errorf("the store still has %v", members)
 	}
-	if err := (*clusterAPI)(n.a).Remove(t.Context(), "n9"); !errors.Is(err, model.ErrNotFound) {
+	if err := n.a.Remove(t.Context(), "n9"); !errors.Is(err, model.ErrNotFound) {
 		t.Errorf("a node that never was: %v", err)
 	}
 }
 
 func TestTheLastNodeDoesNotLeave(t *testing.T) {
 	n := newNode(t)
-	err := (*clusterAPI)(n.a).Leave(t.Context())
+	err := n.a.Leave(t.Context())
 	refused(t, err, model.ErrBusy, "n1 is the last node of cluster test: there is nobody left to keep it")
 }
 
@@ -345,7 +347,7 @@ func TestANodeLeavesOnlyWithoutGuestsAndWithoutWorkInHand(t *testing.T) {
 	n := newNode(t)
 	g := n.startGuard()
 	n.put(model.NodePrefix+"n2", string(mustJSON(model.Node{Name: "n2", ID: 2})))
-	leave := func() error { return (*clusterAPI)(n.a).Leave(t.Context()) }
+	leave := func() error { return n.a.Leave(t.Context()) }
 	n.put(model.GuestConfigKey("n1", 100), "name: mine\n")
 	before := n.dump()
 	refused(t, leave(), model.ErrBusy, "n1 still owns guests (100): migrate or destroy them first")
@@ -353,7 +355,7 @@ func TestANodeLeavesOnlyWithoutGuestsAndWithoutWorkInHand(t *testing.T) {
 		t.Error(diff)
 	}
 	n.delete(model.GuestConfigKey("n1", 100))
-	unlock, err := n.m.locks.tryLock(101, "create")
+	unlock, err := n.m.worker.locks.tryLock(101, "create")
 	must(t, err)
 	before = n.dump()
 	if err := leave(); !errors.Is(err, model.ErrBusy) {
@@ -363,8 +365,8 @@ func TestANodeLeavesOnlyWithoutGuestsAndWithoutWorkInHand(t *testing.T) {
 		t.Error(diff)
 	}
 	unlock()
-	n.m.leaving.Store(true)
-	_, err = servePrepare(t.Context(), n.m, "n2", move.PrepareRequest{VMID: 200})
+	n.m.arrivals.leaving.Store(true)
+	_, err = n.m.arrivals.prepare(t.Context(), "n2", move.PrepareRequest{VMID: 200})
 	refused(t, err, model.ErrUnavailable, "node n1 is leaving the cluster")
 	must(t, leave())
 	n.closed = true
@@ -382,6 +384,50 @@ func TestANodeLeavesOnlyWithoutGuestsAndWithoutWorkInHand(t *testing.T) {
 func TestAMemberCreatesAndJoinsNoOtherCluster(t *testing.T) {
 	n := newNode(t)
 	want := "this node is already a member of cluster test as n1: leave it first with `sauh cluster leave`"
-	refused(t, (*clusterAPI)(n.a).Create(t.Context(), api.CreateClusterRequest{Name: "two"}), model.ErrExists, want)
-	refused(t, (*clusterAPI)(n.a).Join(t.Context(), testKey().encode(), ""), model.ErrExists, want)
+	refused(t, n.a.Create(t.Context(), api.CreateClusterRequest{Name: "two"}), model.ErrExists, want)
+	refused(t, n.a.Join(t.Context(), testKey().encode(), ""), model.ErrExists, want)
+}
+
+// The store took the learner in and its answer was lost: the learner has no name by which anybody could remove it.
+func TestALearnerWhoseAnswerWasLostIsTakenBack(t *testing.T) {
+	n := newNode(t)
+	now := time.Now()
+	r := n.request(2, now)
+	before := n.dump()
+	n.st.addLost = true
+	n.st.setAddErr(store.ErrNoQuorum)
+	if _, err := n.m.membership.admit(t.Context(), r, now); !errors.Is(err, model.ErrNoQuorum) {
+		t.Error(err)
+	}
+	if diff := cmp.Diff(before, n.dump()); diff != "" {
+		t.Errorf("not everything was taken back:\n%s", diff)
+	}
+}
+
+// The joining node writes its own record as soon as it has started, and no vote may be lost by that.
+func TestAVoteIsRecordedAlthoughTheRecordChangesMeanwhile(t *testing.T) {
+	n := newNode(t)
+	now := time.Now()
+	_, err := n.m.membership.admit(t.Context(), n.request(2, now), now)
+	must(t, err)
+	key := model.NodePrefix + "n2"
+	times := 3
+	n.st.onTxn(func(tx store.Txn) error {
+		if len(tx.Then) == 1 && tx.Then[0].Key == key && times > 0 {
+			times--
+			var x model.Node
+			must(t, json.Unmarshal([]byte(n.get(key)), &x))
+			x.CPUs++
+			putKey(t, n.other, key, string(mustJSON(x)))
+		}
+		return nil
+	})
+	close(n.st.promote)
+	eventually(t, "n2 votes", func() bool {
+		rec, err := mirror.Read[model.Node](t.Context(), n.other, key)
+		return err == nil && rec.Value.Votes == 1 && rec.Value.CPUs == 3
+	})
+	if members, _ := n.st.Members(t.Context()); len(members) != 2 {
+		t.Errorf("the store's members are %v", members)
+	}
 }

@@ -11,15 +11,19 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
+	"sauh.dev/sauh/internal/agent/liveness"
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/agent/move"
+	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/certs"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/guard"
 	"sauh.dev/sauh/internal/network"
 	"sauh.dev/sauh/internal/store"
 	"sauh.dev/sauh/internal/store/etcd"
+	"sauh.dev/sauh/internal/sys"
 )
 
 // memberStore is this node's store as the membership uses it: the cluster's
@@ -44,65 +48,147 @@ type storeMembers interface {
 	RemoveMember(ctx context.Context, id string) error
 }
 
-// member is all that runs while this node belongs to a cluster. openMember
-// starts the store and the mirror, activate the rest; close stops everything but the guests.
+// member is all that runs while this node belongs to a cluster. It only makes the parts, starts them and ends them;
+// who is given what stands in wire. openMember starts the store and the mirror, activate the rest; close stops
+// everything but the guests.
 type member struct {
-	agent         *Agent
+	identity
+	log        *slog.Logger
+	st         memberStore
+	mirror     *mirror.Mirror
+	roster     roster
+	live       *liveness.Liveness
+	procs      *procs
+	starter    *starter
+	operations *operations
+	arrivals   *arrivals
+	manager    *haManager
+	worker     *haWorker
+	membership *membership
+	roles      api.Backend
+	handler    http.Handler  // the API with these roles
+	kicked     chan struct{} // has an element after something of this node changed that the worker looks at
+	servers    []*http.Server
+
+	ctx    context.Context //nolint:containedctx // the life of the membership, shorter than the process'
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// identity is who a member is, and how it proves it.
+type identity struct {
 	name          string
 	cluster       model.Cluster
 	caFingerprint string
-	log           *slog.Logger
-	st            memberStore
-	mirror        *mirror
-	live          *liveness
-	procs         *procs
-	locks         *guestLocks
-	moves         *move.Target
-	claims        move.Claims
-	kicked        chan struct{} // has an element after something of this node changed that the worker looks at
-	dialer        network.Dialer
-	tlsClient     *tls.Config
-	tlsServer     *tls.Config
 	addresses     []netip.Addr // cluster network first
+	client        *tls.Config
+	server        *tls.Config
+}
 
-	ctx     context.Context //nolint:containedctx // the life of the membership, shorter than the process'
-	cancel  context.CancelFunc
-	wg      sync.WaitGroup
-	servers []*http.Server
+func (p Paths) identity(ms *Membership) (identity, error) {
+	self, err := certs.Load(p.nodeCert(), p.nodeKey())
+	if err != nil {
+		return identity{}, fmt.Errorf("load this node's certificate: %w", err)
+	}
+	ca, err := certs.LoadCert(p.caCert())
+	if err != nil {
+		return identity{}, fmt.Errorf("load the cluster's CA: %w", err)
+	}
+	id := identity{
+		name: ms.Node.Name, cluster: ms.Cluster, caFingerprint: certs.Fingerprint(ca),
+		client: certs.Client(self, ca, nil), server: certs.ServerOptionalClient(self, ca, nil),
+	}
+	for _, s := range []string{ms.Node.Cluster, ms.Node.Mgmt} {
+		addr, err := netip.ParseAddr(s)
+		if err != nil {
+			return identity{}, fmt.Errorf("address of this node: %w", err)
+		}
+		id.addresses = append(id.addresses, addr)
+	}
+	return id, nil
+}
 
-	leaving atomic.Bool // nothing may come here any more
+// newMember is a member of which nothing runs and nothing is made yet.
+func newMember(id identity, log *slog.Logger) *member {
+	m := &member{identity: id, log: log, kicked: make(chan struct{}, 1)}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	return m
+}
 
-	mu         sync.Mutex
-	transports map[string]*http.Transport // guarded by mu
-	arriving   map[model.VMID]func()      // unlocks guests that are being received; guarded by mu
+// wire makes all parts of the membership on an open store. Nothing runs yet.
+func (m *member) wire(a *Agent, st memberStore) {
+	paths, log, node, quorate := a.opts.Paths, m.log, m.name, st.Quorate
+	m.st = st
+	m.live = liveness.New(liveness.Config{
+		Node: node, BootID: a.boot, Params: a.opts.Lease, Store: st, Guard: guard.New(paths.guardSocket()), Clock: sys.BootTime,
+		FirstEpoch: m.firstEpoch, Changed: m.kick, Log: log,
+	})
+	m.mirror = mirror.New(st, log, m.live.Observe)
+	m.roster = roster{m.mirror}
+	m.procs = newProcs(paths, log, m.live)
+	files := guestFiles{node: node, mirror: m.mirror}
+	tasks := guestTasks{locks: newGuestLocks(m.kick), list: a.tasks}
+	stores := &storages{node: node, st: st, mirror: m.mirror, files: files, quorate: quorate}
+	res := &resources{log: log, st: st, mirror: m.mirror, roster: m.roster, files: files, storages: stores, live: m.live, quorate: quorate}
+	m.starter = &starter{
+		node: node, cluster: m.cluster.UUID, paths: paths, log: log, st: st, host: a.host, storages: stores,
+		lease: m.live, guard: m.live, procs: m.procs,
+	}
+	m.operations = &operations{
+		node: node, paths: paths, boot: a.boot, log: log, st: st, quorate: quorate, files: files, resources: res,
+		procs: m.procs, tasks: tasks, starter: m.starter,
+		creation: &creation{node: node, log: log, st: st, host: a.host, storages: stores, starter: m.starter, procs: m.procs},
+	}
+	both := &moving{node: node, dir: paths.qemuRun(), st: st, procs: m.procs, claims: &move.Claims{}}
+	m.arrivals = newArrivals(&arrivals{
+		moving: both, log: log, files: files, mirror: m.mirror, quorate: quorate, locks: tasks.locks, starter: m.starter,
+	}, m.addresses)
+	m.manager = &haManager{node: node, log: log, st: st, quorate: quorate, mirror: m.mirror, live: m.live}
+	m.worker = &haWorker{
+		node: node, log: log, st: st, quorate: quorate, mirror: m.mirror, files: files, lease: m.live, guard: m.live,
+		procs: m.procs, locks: tasks.locks, tasks: a.tasks, starter: m.starter, kicked: m.kicked,
+	}
+	m.membership = &membership{
+		node: node, cluster: m.cluster, caFingerprint: m.caFingerprint, log: log, st: st, roster: m.roster, files: files,
+		locks: tasks.locks, live: m.live, leaving: &m.arrivals.leaving, ctx: m.ctx,
+	}
+	others := newPeers(node, log, m.roster, m.client)
+	seen := &inventory{node: node, paths: paths, log: log, files: files, resources: res, roster: m.roster, live: m.live, procs: m.procs, peers: others}
+	m.answer(others, seen)
+	m.roles = api.Backend{
+		Cluster: a, Tasks: a.tasks, Storages: stores, HA: res, Peers: others,
+		Guests: guests{seen, m.operations, &departures{
+			moving: both, files: files, roster: m.roster, quorate: quorate, live: m.live, tasks: tasks, starter: m.starter, peers: others,
+		}},
+	}
+	m.handler = api.NewServer(m.roles, api.Options{Logger: log})
+}
+
+// answer says which part answers what other agents ask.
+func (m *member) answer(p *peers, seen *inventory) {
+	answer(p, joinPath, func(ctx context.Context, _ string, r joinRequest) (joinReply, error) {
+		return m.membership.admit(ctx, r, time.Now())
+	})
+	answer(p, "peer/migrate/check", m.arrivals.check)
+	answer(p, "peer/migrate/prepare", m.arrivals.prepare)
+	answer(p, "peer/migrate/abort", m.arrivals.abort)
+	answer(p, "peer/guests", func(ctx context.Context, _ string, _ struct{}) ([]model.Guest, error) { return seen.ListLocal(ctx) })
+}
+
+// firstEpoch is above the epochs of every earlier membership of this name: it is when the node's record was made.
+func (m *member) firstEpoch() uint64 {
+	kv, _ := m.mirror.Snapshot().Get(model.NodePrefix + m.name)
+	return uint64(kv.CreateRevision)
 }
 
 // openMember starts this node's store with the certificates that are on disk, and follows it.
 func (a *Agent) openMember(ctx context.Context, ms *Membership) (*member, error) {
 	p := a.opts.Paths
-	self, err := certs.Load(p.nodeCert(), p.nodeKey())
+	id, err := p.identity(ms)
 	if err != nil {
-		return nil, fmt.Errorf("load this node's certificate: %w", err)
+		return nil, err
 	}
-	ca, err := certs.LoadCert(p.caCert())
-	if err != nil {
-		return nil, fmt.Errorf("load the cluster's CA: %w", err)
-	}
-	addrs := []string{ms.Node.Cluster, ms.Node.Mgmt}
-	m := &member{
-		agent: a, name: ms.Node.Name, cluster: ms.Cluster, caFingerprint: certs.Fingerprint(ca),
-		log: a.log, kicked: make(chan struct{}, 1), transports: map[string]*http.Transport{}, arriving: map[model.VMID]func(){},
-		tlsClient: certs.Client(self, ca, nil), tlsServer: certs.ServerOptionalClient(self, ca, nil),
-	}
-	m.tlsServer.VerifyConnection = m.verifyMember
-	for _, s := range addrs {
-		addr, err := netip.ParseAddr(s)
-		if err != nil {
-			return nil, fmt.Errorf("address of this node: %w", err)
-		}
-		m.addresses = append(m.addresses, addr)
-	}
-	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	m := newMember(id, a.log)
 	// Sockets take their times over when they are made, so this comes before the store listens.
 	if err := network.EnableMultipath(ctx, m.addresses); err != nil {
 		a.log.Warn("connections cannot use both networks yet", "err", err)
@@ -113,7 +199,7 @@ func (a *Agent) openMember(ctx context.Context, ms *Membership) (*member, error)
 		}
 	})
 	st, err := etcd.Start(ctx, etcd.Config{
-		Name: m.name, DataDir: p.storeData(), Addresses: addrs,
+		Name: m.name, DataDir: p.storeData(), Addresses: []string{ms.Node.Cluster, ms.Node.Mgmt},
 		TLS: etcd.TLSFiles{CA: p.caCert(), Cert: p.nodeCert(), Key: p.nodeKey()}, Token: ms.Cluster.UUID,
 		Initial: ms.Initial, Existing: ms.Existing, Logger: a.log.With("part", "store"),
 	})
@@ -122,14 +208,11 @@ func (a *Agent) openMember(ctx context.Context, ms *Membership) (*member, error)
 		m.wg.Wait()
 		return nil, err
 	}
-	m.st = st
-	m.locks = newGuestLocks(m.kick)
-	m.live = newLiveness(m)
-	m.procs = newProcs(m)
-	m.mirror = newMirror(m.st, a.log, m.live.observe)
-	m.wg.Go(func() { m.mirror.run(m.ctx) })
+	m.wire(a, st)
+	m.server.VerifyConnection = m.verifyMember
+	m.wg.Go(func() { m.mirror.Run(m.ctx) })
 	select {
-	case <-m.mirror.loaded:
+	case <-m.mirror.Loaded():
 		return m, nil
 	case <-m.st.Done():
 		err = fmt.Errorf("the store ended: %w", m.st.Err())
@@ -144,7 +227,7 @@ func (a *Agent) openMember(ctx context.Context, ms *Membership) (*member, error)
 // Who shows none may still ask to join.
 func (m *member) verifyMember(cs tls.ConnectionState) error {
 	if name := certs.PeerName(&cs); name != "" {
-		_, err := m.node(name)
+		_, err := m.roster.node(name)
 		return err
 	}
 	return nil
@@ -174,18 +257,17 @@ func (a *Agent) startMember(ctx context.Context, ms *Membership) error {
 
 // activate starts what a member does: adopt its guests, renew its lease, serve its peers, mind HA.
 func (a *Agent) activate(m *member) error {
-	m.moves = m.newMoveTarget()
 	m.procs.adoptAll(m.ctx)
-	if err := m.serve(); err != nil {
+	if err := m.serve(a.httpServer); err != nil {
 		m.close()
 		return err
 	}
-	m.resolveInterrupted(m.ctx)
-	m.wg.Go(func() { m.live.run(m.ctx) })
-	m.wg.Go(func() { m.runManager(m.ctx) })
-	m.wg.Go(func() { m.runWorker(m.ctx) })
-	m.wg.Go(func() { m.publishSelf(m.ctx) })
-	m.wg.Go(func() { m.startOnBoot(m.ctx) })
+	m.arrivals.resolveInterrupted(m.ctx)
+	m.wg.Go(func() { m.live.Run(m.ctx) })
+	m.wg.Go(func() { m.manager.run(m.ctx) })
+	m.wg.Go(func() { m.worker.run(m.ctx) })
+	m.wg.Go(func() { m.publishSelf(m.ctx, a.opts.Version.Version, a.host) })
+	m.wg.Go(func() { m.operations.startOnBoot(m.ctx) })
 	a.current.Store(m)
 	a.wg.Go(func() { a.watchMembership(m) })
 	return nil
@@ -217,7 +299,7 @@ func (a *Agent) watchMembership(m *member) {
 // dissolve ends a membership for good.
 func (a *Agent) dissolve(m *member) {
 	a.current.Store(nil)
-	m.live.killAll()
+	m.live.KillAll(context.WithoutCancel(m.ctx))
 	m.close()
 	a.wipeMembership()
 }
@@ -234,10 +316,10 @@ func (m *member) close() {
 	for _, s := range m.servers {
 		m.endServer(s)
 	}
-	if m.moves != nil {
-		m.moves.Close()
-	}
+	m.arrivals.wait()
+	m.membership.wait()
 	m.wg.Wait()
+	m.starter.wait()
 	m.procs.release()
 	if err := m.st.Close(); err != nil {
 		m.log.Warn("store not closed in order", "err", err)
@@ -254,17 +336,17 @@ func (m *member) endServer(s *http.Server) {
 }
 
 // serve opens the API to the members and to who wants to join, on both addresses.
-func (m *member) serve() error {
+func (m *member) serve(newServer func() *http.Server) error {
 	for _, addr := range m.addresses {
 		var lc net.ListenConfig
 		ln, err := lc.Listen(m.ctx, "tcp", net.JoinHostPort(addr.String(), apiPort))
 		if err != nil {
 			return fmt.Errorf("serve the API: %w", err)
 		}
-		srv := m.agent.httpServer()
+		srv := newServer()
 		m.servers = append(m.servers, srv)
 		m.wg.Go(func() {
-			if err := srv.Serve(tls.NewListener(ln, m.tlsServer)); !errors.Is(err, http.ErrServerClosed) {
+			if err := srv.Serve(tls.NewListener(ln, m.server)); !errors.Is(err, http.ErrServerClosed) {
 				m.log.Error("the API stopped", "address", ln.Addr(), "err", err)
 			}
 		})
@@ -273,9 +355,9 @@ func (m *member) serve() error {
 }
 
 // publishSelf records what this node found out about itself, whenever that differs from its record.
-func (m *member) publishSelf(ctx context.Context) {
+func (m *member) publishSelf(ctx context.Context, version string, host *hostInfo) {
 	for ctx.Err() == nil {
-		if m.publishOnce(ctx) {
+		if m.publishOnce(ctx, version, host) {
 			return
 		}
 		sleep(ctx, time.Second)
@@ -283,15 +365,15 @@ func (m *member) publishSelf(ctx context.Context) {
 }
 
 // publishOnce reports whether the record says what it should.
-func (m *member) publishOnce(ctx context.Context) bool {
+func (m *member) publishOnce(ctx context.Context, version string, host *hostInfo) bool {
 	key := model.NodePrefix + m.name
-	rec, err := readJSON[model.Node](ctx, m.st, key)
+	rec, err := mirror.Read[model.Node](ctx, m.st, key)
 	if err != nil || rec.Revision == 0 {
 		return false
 	}
 	n := rec.Value
-	n.Version, n.MemberID = m.agent.opts.Version.Version, m.st.MemberID()
-	m.agent.host.describe(&n)
+	n.Version, n.MemberID = version, m.st.MemberID()
+	host.describe(&n)
 	if n.Accel == "" {
 		return false // the probe is not done yet
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/certs"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/store"
@@ -48,28 +49,26 @@ func TestAJoinAgainstARealStore(t *testing.T) {
 		Logger: slog.New(slog.DiscardHandler),
 	})
 	must(t, err)
-	m := newTestMember(a, st)
+	m := newTestMember(a, st, certs.Fingerprint(ca.Cert))
 	n := &node{t: t, a: a, m: m, paths: p}
 	t.Cleanup(func() {
 		if !n.closed {
 			m.close()
 		}
 	})
-	must(t, m.seed(t.Context(), m.cluster, self, ca))
-	m.wg.Go(func() { m.mirror.run(m.ctx) })
-	<-m.mirror.loaded
-	a.current.Store(m)
-	if rec, err := readJSON[model.Node](t.Context(), st, model.NodePrefix+"n1"); err != nil || rec.Value.MemberID != st.MemberID() {
+	must(t, m.membership.seed(t.Context(), m.cluster, self, ca))
+	n.follows()
+	if rec, err := mirror.Read[model.Node](t.Context(), st, model.NodePrefix+"n1"); err != nil || rec.Value.MemberID != st.MemberID() {
 		t.Errorf("the first record is %+v: %v", rec.Value, err)
 	}
-	if err := m.seed(t.Context(), m.cluster, self, ca); !errors.Is(err, store.ErrConflict) {
+	if err := m.membership.seed(t.Context(), m.cluster, self, ca); !errors.Is(err, store.ErrConflict) {
 		t.Errorf("a cluster is made twice: %v", err)
 	}
 
 	now := time.Now()
 	r := n.request(2, now)
 	r.Node.Mgmt, r.Node.Cluster = loopback(t), loopback(t)
-	reply, err := m.admit(t.Context(), r, now)
+	reply, err := m.membership.admit(t.Context(), r, now)
 	must(t, err)
 	want := map[string][]string{"n1": peerURLs(self), "n2": peerURLs(reply.Node)}
 	slices.Sort(want["n1"]) // as the store lists them

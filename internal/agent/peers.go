@@ -5,51 +5,46 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"sauh.dev/sauh/internal/certs"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/network"
 )
 
-// peersAPI is the agent in its role as api.Peers.
-type peersAPI Agent
+// peers reaches the other members' agents and answers them; it implements api.Peers.
+type peers struct {
+	node      string
+	log       *slog.Logger
+	roster    roster
+	tlsClient *tls.Config
+	dialer    network.Dialer
+	mux       *http.ServeMux
 
-// LocalNode implements api.Peers.
-func (p *peersAPI) LocalNode() string {
-	if m := p.current.Load(); m != nil {
-		return m.name
-	}
-	return ""
+	mu         sync.Mutex
+	transports map[string]*http.Transport // guarded by mu
 }
 
+func newPeers(node string, log *slog.Logger, r roster, tlsClient *tls.Config) *peers {
+	return &peers{node: node, log: log, roster: r, tlsClient: tlsClient, mux: http.NewServeMux(), transports: map[string]*http.Transport{}}
+}
+
+// LocalNode implements api.Peers.
+func (p *peers) LocalNode() string { return p.node }
+
 // RoundTripper implements api.Peers.
-func (p *peersAPI) RoundTripper(node string) (http.RoundTripper, error) {
-	m, err := (*Agent)(p).member()
-	if err != nil {
-		return nil, err
-	}
-	return m.transport(node)
+func (p *peers) RoundTripper(node string) (http.RoundTripper, error) {
+	return p.transport(node)
 }
 
 // Handler implements api.Peers.
-func (p *peersAPI) Handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("POST /api2/json/sauh/join", peerMethod((*Agent)(p), false, func(ctx context.Context, m *member, _ string, r joinRequest) (joinReply, error) {
-		return m.admit(ctx, r, time.Now())
-	}))
-	mux.HandleFunc("POST /api2/json/sauh/peer/migrate/check", peerMethod((*Agent)(p), true, serveCheck))
-	mux.HandleFunc("POST /api2/json/sauh/peer/migrate/prepare", peerMethod((*Agent)(p), true, servePrepare))
-	mux.HandleFunc("POST /api2/json/sauh/peer/migrate/abort", peerMethod((*Agent)(p), true, serveAbort))
-	mux.HandleFunc("POST /api2/json/sauh/peer/guests", peerMethod((*Agent)(p), true, func(ctx context.Context, m *member, _ string, _ struct{}) ([]model.Guest, error) {
-		return m.localGuests(ctx), nil
-	}))
-	return mux
-}
+func (p *peers) Handler() http.Handler { return p.mux }
 
 // peerAnswer is the envelope of what agents tell each other.
 type peerAnswer[T any] struct {
@@ -58,39 +53,39 @@ type peerAnswer[T any] struct {
 	Error string `json:"error,omitempty"`
 }
 
-// peerMethod makes a handler of a function; peer, the caller's node name, comes from its certificate.
-func peerMethod[Req, Resp any](a *Agent, members bool, f func(context.Context, *member, string, Req) (Resp, error)) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
+// joinPath is the one thing that a node may ask that is no member yet.
+const joinPath = "join"
+
+// answer serves a path below /api2/json/sauh/ by f; peer, the caller's node name, comes from its certificate. Only joinPath
+// is open to others than members.
+func answer[Req, Resp any](p *peers, path string, f func(ctx context.Context, peer string, r Req) (Resp, error)) {
+	p.mux.HandleFunc("POST /api2/json/sauh/"+path, func(w http.ResponseWriter, r *http.Request) {
 		var out peerAnswer[Resp]
-		err := func() error {
-			m, err := a.member()
-			if err != nil {
-				return err
-			}
+		err := func() (err error) {
 			peer := certs.PeerName(r.TLS)
-			if _, err := m.node(peer); members && err != nil {
+			if _, err := p.roster.node(peer); path != joinPath && err != nil {
 				return model.Errorf(model.ErrInvalid, "only members of the cluster may call this")
 			}
 			var req Req
 			if err := json.NewDecoder(io.LimitReader(r.Body, 1<<20)).Decode(&req); err != nil {
 				return model.Invalidf("body", "%v", err)
 			}
-			out.Data, err = f(r.Context(), m, peer, req)
+			out.Data, err = f(r.Context(), peer, req)
 			return err
 		}()
 		if err != nil {
-			a.log.Info("peer request refused", "path", r.URL.Path, "from", r.RemoteAddr, "err", err)
-			out.Kind, out.Error = kindName(err), err.Error()
+			p.log.Info("peer request refused", "path", r.URL.Path, "from", r.RemoteAddr, "err", err)
+			out.Kind, out.Error = model.KindOf(err), err.Error()
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(out) // the caller notices a broken answer itself
-	}
+	})
 }
 
 // callPeer posts to another member's agent.
-func callPeer[Resp any](ctx context.Context, m *member, node, path string, req any) (Resp, error) {
+func callPeer[Resp any](ctx context.Context, p *peers, node, path string, req any) (Resp, error) {
 	var out peerAnswer[Resp]
-	tr, err := m.transport(node)
+	tr, err := p.transport(node)
 	if err != nil {
 		return out.Data, err
 	}
@@ -110,47 +105,24 @@ func callPeer[Resp any](ctx context.Context, m *member, node, path string, req a
 		return out.Data, fmt.Errorf("answer of %s: %w", node, err)
 	}
 	if out.Error != "" {
-		return out.Data, kindFromName(out.Kind, out.Error)
+		return out.Data, model.FromKind(out.Kind, out.Error)
 	}
 	return out.Data, nil
 }
 
-func kinds() map[string]error {
-	return map[string]error{
-		"not-found": model.ErrNotFound, "exists": model.ErrExists, "busy": model.ErrBusy, "no-quorum": model.ErrNoQuorum,
-		"unavailable": model.ErrUnavailable, "conflict": model.ErrConflict, "invalid": model.ErrInvalid,
-	}
-}
-
-func kindName(err error) string {
-	for name, kind := range kinds() {
-		if errors.Is(err, kind) {
-			return name
-		}
-	}
-	return ""
-}
-
-func kindFromName(name, msg string) error {
-	if kind := kinds()[name]; kind != nil {
-		return model.Errorf(kind, "%s", msg)
-	}
-	return errors.New(msg)
-}
-
 // transport returns the connections to a member's API; they are kept and shared.
-func (m *member) transport(node string) (http.RoundTripper, error) {
-	n, err := m.node(node)
+func (p *peers) transport(node string) (http.RoundTripper, error) {
+	n, err := p.roster.node(node)
 	if err != nil {
 		return nil, err
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	key := n.Name + " " + n.Mgmt + " " + n.Cluster
-	if tr := m.transports[key]; tr != nil {
+	if tr := p.transports[key]; tr != nil {
 		return tr, nil
 	}
-	conf := m.tlsClient.Clone()
+	conf := p.tlsClient.Clone()
 	conf.ServerName = n.Name
 	tr := &http.Transport{
 		TLSClientConfig: conf,
@@ -158,10 +130,10 @@ func (m *member) transport(node string) (http.RoundTripper, error) {
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 			defer cancel()
-			return m.dialer.DialAny(ctx, "tcp", []string{net.JoinHostPort(n.Cluster, apiPort), net.JoinHostPort(n.Mgmt, apiPort)})
+			return p.dialer.DialAny(ctx, "tcp", []string{net.JoinHostPort(n.Cluster, apiPort), net.JoinHostPort(n.Mgmt, apiPort)})
 		},
 		MaxIdleConnsPerHost: 8, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 3 * time.Second,
 	}
-	m.transports[key] = tr
+	p.transports[key] = tr
 	return tr, nil
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
@@ -89,7 +90,7 @@ func startNode(t *testing.T) (*node, *fakeGuard, *diary) {
 
 func (n *node) start(id model.VMID) error {
 	n.t.Helper()
-	return n.m.startGuest(n.t.Context(), startRequest{id: id, log: n.t.Logf})
+	return n.m.starter.start(n.t.Context(), startRequest{id: id, log: n.t.Logf})
 }
 
 // Everything speaks against this start; one reason after the other is taken away.
@@ -103,7 +104,7 @@ func TestAStartIsRefusedForTheFirstReasonThatThereIs(t *testing.T) {
 	n.put(haResourcesKey, "vm: 100\n\tstate stopped\n")
 	ended := n.runs(100)
 	haStart := func() error {
-		return n.m.startGuest(t.Context(), startRequest{id: 100, haOnly: true, log: t.Logf})
+		return n.m.starter.start(t.Context(), startRequest{id: 100, haOnly: true, log: t.Logf})
 	}
 
 	refused(t, n.start(100), model.ErrBusy, "guest 100 runs already (pid 0)")
@@ -171,9 +172,9 @@ func TestAProtectedGuestIsUnderTheGuardBeforeQEMURuns(t *testing.T) {
 	}
 	want := lease.Group{Name: "100", Cgroup: n.paths.cgroupOf("100"), Epoch: 7, OnDeadline: lease.FreezeGroup}
 	for _, name := range []string{"nas", "safe"} {
-		drv, err := n.m.driver(name)
+		drv, err := n.m.starter.storages.driver(name)
 		must(t, err)
-		want.Pills = append(want.Pills, drv.Pill(n.m.pillName("n1")))
+		want.Pills = append(want.Pills, drv.Pill(n.m.starter.pillName("n1")))
 	}
 	if diff := cmp.Diff(&want, g.calls("protect")[0].Group); diff != "" {
 		t.Error(diff)
@@ -198,7 +199,7 @@ func TestAProtectedGuestIsUnderTheGuardBeforeQEMURuns(t *testing.T) {
 
 func (n *node) allocate(name string, id model.VMID) string {
 	n.t.Helper()
-	drv, err := n.m.driver(name)
+	drv, err := n.m.starter.storages.driver(name)
 	must(n.t, err)
 	v, err := drv.Allocate(n.t.Context(), storage.Allocation{VMID: id, Size: 1 << 20})
 	must(n.t, err)
@@ -271,14 +272,14 @@ func TestAGuestThatOnlyThisNodeCanRunIsNotProtected(t *testing.T) {
 
 func TestAStartWaitsForTheAccelerator(t *testing.T) {
 	n, _, d := startNode(t)
-	n.a.host = &hostInfo{probed: make(chan struct{}), version: "10.0.2", accel: qemu.Accel{Name: qemu.TCG}}
+	n.m.starter.host = &hostInfo{probed: make(chan struct{}), version: "10.0.2", accel: qemu.Accel{Name: qemu.TCG}}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := n.m.startGuest(ctx, startRequest{id: 100, log: t.Logf}); !errors.Is(err, context.DeadlineExceeded) || len(d.take()) > 0 {
+	if err := n.m.starter.start(ctx, startRequest{id: 100, log: t.Logf}); !errors.Is(err, context.DeadlineExceeded) || len(d.take()) > 0 {
 		t.Error(err)
 	}
-	n.a.host = &hostInfo{probed: n.a.host.probed, version: "10.0.2"}
-	close(n.a.host.probed)
+	n.m.starter.host = &hostInfo{probed: n.m.starter.host.probed, version: "10.0.2"}
+	close(n.m.starter.host.probed)
 	if err := n.start(100); !errors.Is(err, model.ErrUnavailable) || len(d.take()) > 0 {
 		t.Errorf("without one: %v", err)
 	}
@@ -290,16 +291,16 @@ func TestPillsAreWrittenToEachSharedStorageBeforeTheStart(t *testing.T) {
 	n.storage("two", "\tshared 1\n\tlate-writes no\n")
 	n.storage("unused", "\tshared 1\n\tlate-writes no\n")
 	n.put(model.GuestConfigKey("n1", 100), "virtio0: "+n.allocate("nas", 100)+"\nvirtio1: "+n.allocate("two", 100)+"\n")
-	_ = n.m.startGuest(t.Context(), startRequest{id: 100, pills: []ha.Pill{{Node: "n2", Epoch: 4}, {Node: "n3", Epoch: 9}}, log: t.Logf})
+	_ = n.m.starter.start(t.Context(), startRequest{id: 100, pills: []ha.Pill{{Node: "n2", Epoch: 4}, {Node: "n3", Epoch: 9}}, log: t.Logf})
 	if !slices.Contains(d.take(), "qemu") {
 		t.Error("the guest was not started")
 	}
 	got := map[string]uint64{}
 	for _, name := range []string{"nas", "two", "unused"} {
-		drv, err := n.m.driver(name)
+		drv, err := n.m.starter.storages.driver(name)
 		must(t, err)
 		for _, node := range []string{"n1", "n2", "n3"} {
-			data, err := os.ReadFile(drv.Pill(n.m.pillName(node)))
+			data, err := os.ReadFile(drv.Pill(n.m.starter.pillName(node)))
 			if epoch, ok := lease.ParsePill(data); err == nil && ok {
 				got[name+" "+node] = epoch
 			}
@@ -334,8 +335,8 @@ func TestStartAtBootStartsOnceAndOnlyWhatIsToBeStarted(t *testing.T) {
 	n.put(haResourcesKey, "vm: 102\n\tstate stopped\n")
 	n.runs(104)
 	for range 2 {
-		n.m.startOnBoot(t.Context())
-		n.a.tasks.wg.Wait()
+		n.m.operations.startOnBoot(t.Context())
+		n.tasksEnd()
 	}
 	list, err := n.a.tasks.ListTasks(t.Context())
 	must(t, err)
@@ -349,26 +350,26 @@ func TestTheWorkerAcknowledgesAfterTheGuardConfirmed(t *testing.T) {
 	n, _, d := startNode(t)
 	n.put(haResourcesKey, "vm: 100\n")
 	n.leased(7)
-	kv, _ := n.m.mirror.get(model.GuestConfigKey("n1", 100))
+	kv, _ := n.m.mirror.Snapshot().Get(model.GuestConfigKey("n1", 100))
 	ack := ha.Acknowledge{VMID: 100, Node: "n1", ConfigRevision: kv.ModRevision}
 	stale := ack
 	stale.ConfigRevision--
-	if _, err := n.m.doWorker(t.Context(), stale); !errors.Is(err, store.ErrConflict) || n.get(model.ProtectedPrefix+"100") != "" {
+	if _, err := n.m.worker.do(t.Context(), stale); !errors.Is(err, store.ErrConflict) || n.get(model.ProtectedPrefix+"100") != "" {
 		t.Errorf("of another file: %v", err)
 	}
 	d.take()
 	n.runs(100)
-	_, err := n.m.doWorker(t.Context(), ack)
+	_, err := n.m.worker.do(t.Context(), ack)
 	must(t, err)
 	if diff := cmp.Diff([]string{"guard protect", "write protected/100"}, d.take()); diff != "" {
 		t.Error(diff)
 	}
-	if !n.m.procs.get(100).guarded.Load() || n.get(model.ProtectedPrefix+"100") != `{"node":"n1"}` {
+	if !n.m.live.Guarded()["100"] || n.get(model.ProtectedPrefix+"100") != `{"node":"n1"}` {
 		t.Error("the guest does not count as guarded")
 	}
 	written := ack
 	written.Written = true
-	_, err = n.m.doWorker(t.Context(), written)
+	_, err = n.m.worker.do(t.Context(), written)
 	must(t, err)
 	if diff := cmp.Diff([]string{"guard protect"}, d.take()); diff != "" {
 		t.Error(diff)
@@ -390,7 +391,7 @@ func (n *node) realGuard() *guard.Client {
 	if err != nil {
 		t.Skip("needs a writable cgroup v2:", err)
 	}
-	n.a.opts.Paths.CgroupRoot, n.paths.CgroupRoot = dir, dir
+	n.paths.CgroupRoot, n.m.starter.paths.CgroupRoot, n.m.procs.paths.CgroupRoot = dir, dir, dir
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	cfg := guard.Config{
@@ -426,7 +427,7 @@ func TestARealGuestRunsUnderARealGuard(t *testing.T) {
 	n.lives()
 	n.put(model.GuestConfigKey("n1", 100), "memory: 16\nkvm: 0\n")
 	n.put(haResourcesKey, "vm: 100\n")
-	eventually(t, "the lease is valid", func() bool { _, ok := n.m.live.valid(); return ok })
+	eventually(t, "the lease is valid", func() bool { _, ok := n.m.starter.lease.Valid(); return ok })
 	must(t, n.start(100))
 	p := n.m.procs.get(100)
 	if pids, err := sys.Cgroup(n.paths.cgroupOf("100")).Procs(); err != nil || !slices.Contains(pids, p.PID()) {
@@ -434,11 +435,11 @@ func TestARealGuestRunsUnderARealGuard(t *testing.T) {
 	}
 	s, err := c.Status(t.Context())
 	must(t, err)
-	if len(s.Groups) != 1 || s.Groups[0].Name != "100" || !p.guarded.Load() || n.get(model.ProtectedPrefix+"100") != `{"node":"n1"}` {
+	if len(s.Groups) != 1 || s.Groups[0].Name != "100" || !n.m.live.Guarded()["100"] || n.get(model.ProtectedPrefix+"100") != `{"node":"n1"}` {
 		t.Errorf("the guard has %v, the record is %q", s.Groups, n.get(model.ProtectedPrefix+"100"))
 	}
 	n.follow()
-	row, err := (*guestsAPI)(n.a).Get(t.Context(), 100)
+	row, err := n.m.roles.Guests.Get(t.Context(), 100)
 	must(t, err)
 	if row.Status != "running" || row.QMPStatus != "running" || row.PID != p.PID() || row.Frozen {
 		t.Errorf("the guest is %+v", row)
@@ -452,9 +453,9 @@ func TestARealGuestRunsUnderARealGuard(t *testing.T) {
 	if s, err = c.Status(t.Context()); err != nil || len(s.Groups) != 0 {
 		t.Errorf("the guard still has %v: %v", s.Groups, err)
 	}
-	eventually(t, "the lease is valid", func() bool { _, ok := n.m.live.valid(); return ok })
+	eventually(t, "the lease is valid", func() bool { _, ok := n.m.starter.lease.Valid(); return ok })
 	must(t, n.start(100))
-	must(t, n.run((*guestsAPI)(n.a).Stop(t.Context(), 100)))
+	must(t, n.run(n.m.roles.Guests.Stop(t.Context(), 100)))
 	if n.m.procs.get(100) != nil {
 		t.Error("a stopped guest is still there")
 	}
@@ -467,15 +468,15 @@ func TestAStartUsesTheEpochFromBeforeItReadWhoseTheGuestIs(t *testing.T) {
 	n.put(model.GuestConfigKey("n1", 100), "memory: 32\nvirtio0: "+n.allocate("nas", 100)+"\n")
 	n.put(haResourcesKey, "vm: 100\n")
 	n.leased(3)
-	epoch, ok := n.m.live.valid()
-	o, err := n.m.readOwnership(t.Context(), 100, "n1")
+	epoch, ok := n.m.starter.lease.Valid()
+	o, err := n.m.starter.readOwnership(t.Context(), 100, "n1")
 	must(t, err)
 	n.leased(4) // fenced and back
 	conf, err := pveconf.ParseGuest(o.conf.Value)
 	must(t, err)
-	spec, err := n.m.spec(t.Context(), 100, conf)
+	spec, err := n.m.starter.spec(t.Context(), 100, conf, o.storages)
 	must(t, err)
-	_ = n.m.launch(t.Context(), conf, spec, o, term{epoch, ok})
+	_ = n.m.starter.launch(t.Context(), conf, spec, o, term{epoch, ok})
 	if got := g.calls("protect")[0].Group.Epoch; got != 3 {
 		t.Errorf("the guard was asked to take the guest under epoch %d, want 3, which it refuses", got)
 	}
@@ -485,16 +486,16 @@ func TestAStartUsesTheEpochFromBeforeItReadWhoseTheGuestIs(t *testing.T) {
 func TestEveryNodeNameHasAPillOfItsOwn(t *testing.T) {
 	n := newNode(t)
 	n.storage("nas", "\tshared 1\n")
-	drv, err := n.m.driver("nas")
+	drv, err := n.m.starter.storages.driver("nas")
 	must(t, err)
 	seen := map[string]string{}
 	for range 2 {
-		n.m.cluster.UUID = newUUID()
+		n.m.starter.cluster = newUUID()
 		for _, name := range []string{"n1", "n2", strings.Repeat("n", 63), strings.Repeat("n", 62) + "1"} {
 			if model.ValidateNodeName(name) != nil {
 				t.Fatalf("%s is no name", name)
 			}
-			pill, whose := drv.Pill(n.m.pillName(name)), n.m.cluster.UUID+" "+name
+			pill, whose := drv.Pill(n.m.starter.pillName(name)), n.m.starter.cluster+" "+name
 			if pill == "" || seen[pill] != "" {
 				t.Errorf("the pill of %s is %q, which is that of %q too", whose, pill, seen[pill])
 			}
@@ -513,7 +514,7 @@ func TestAFailedStartLeavesARunningGuestUnderTheGuard(t *testing.T) {
 	n.lives()
 	n.put(model.GuestConfigKey("n1", 100), "memory: 16\nkvm: 0\n")
 	n.put(haResourcesKey, "vm: 100\n")
-	eventually(t, "the lease is valid", func() bool { _, ok := n.m.live.valid(); return ok })
+	eventually(t, "the lease is valid", func() bool { _, ok := n.m.starter.lease.Valid(); return ok })
 	must(t, n.start(100))
 	p := n.m.procs.get(100)
 	n.m.procs.mu.Lock()
@@ -534,4 +535,84 @@ func TestAFailedStartLeavesARunningGuestUnderTheGuard(t *testing.T) {
 		t.Errorf("after its end the guard has %v: %v", s.Groups, err)
 	}
 	must(t, p.Close())
+}
+
+// What the guard does at the deadline rests on storage.cfg, so the mirror's copy, which may be stale, must not decide it.
+func TestAStartReadsTheStoragesFromTheMajority(t *testing.T) {
+	n, g, _ := startNode(t)
+	n.storage("nfs", "\tshared 1\n")
+	n.put(model.GuestConfigKey("n1", 100), "virtio0: "+n.allocate("nfs", 100)+"\n")
+	n.put(haResourcesKey, "vm: 100\n")
+	n.leased(7)
+	n.m.starter.storages.mirror = mirror.New(n.st, n.a.log, nil) // it has seen nothing yet
+	_ = n.start(100)
+	calls := g.calls("protect")
+	if len(calls) != 1 || calls[0].Group.OnDeadline != lease.ResetMachine || len(calls[0].Group.Pills) != 1 {
+		t.Errorf("the guard was asked for %+v", calls)
+	}
+	n.put(storageCfgKey, "dir: nfs\n\tshared maybe\n\tpath /x\n")
+	if err := n.start(100); !errors.Is(err, model.ErrInvalid) || len(g.calls("protect")) != 1 {
+		t.Errorf("with a storage.cfg that cannot be read: %v", err)
+	}
+}
+
+func TestWhatACardAsksForAndDoesNotGetIsNamed(t *testing.T) {
+	n, _, _ := startNode(t)
+	conf, err := pveconf.ParseGuest([]byte("net0: virtio=BC:24:11:00:00:01,bridge=vmbr0,tag=5,rate=10,firewall=1\nnet1: virtio=BC:24:11:00:00:02,bridge=vmbr0,firewall=0,mtu=1400\n"))
+	must(t, err)
+	if diff := cmp.Diff([]string{"net0: tag=5", "net0: rate=10", "net0: firewall=1"}, ignoredOfNets(conf)); diff != "" {
+		t.Error(diff)
+	}
+	n.put(model.GuestConfigKey("n1", 100), "memory: 32\nnet0: virtio=BC:24:11:00:00:01,tag=5\n")
+	var log []string
+	_ = n.m.starter.start(t.Context(), startRequest{id: 100, log: func(f string, args ...any) { log = append(log, fmt.Sprintf(f, args...)) }})
+	if !slices.Contains(log, "WARN: net0: tag=5 is kept but has no effect in this version") {
+		t.Errorf("the log is %q", log)
+	}
+}
+
+// A process of which only broken traces are there may run: nobody may take the guest for stopped.
+func TestAGuestThatCannotBeAdoptedIsUnknownUntilItIs(t *testing.T) {
+	n, _, d := startNode(t)
+	n.put(haResourcesKey, "vm: 100\n\tstate stopped\n")
+	state := filepath.Join(n.paths.qemuRun(), "100.json")
+	must(t, os.WriteFile(state, []byte("{broken"), 0o600))
+	n.m.procs.adoptAll(t.Context())
+	row, err := n.m.roles.Guests.Get(t.Context(), 100)
+	if err != nil || row.Status != "unknown" || !strings.Contains(row.Reason, "it is not known whether guest 100 runs here") {
+		t.Fatalf("the guest is %+v: %v", row, err)
+	}
+	d.take()
+	for what, err := range map[string]error{
+		"start": n.start(100), "stop": n.run(n.m.roles.Guests.Stop(t.Context(), 100)), "destroy": n.destroyGuest(100),
+		"migrate": n.run(n.m.roles.Guests.Migrate(t.Context(), 100, "n2", true)),
+	} {
+		if err == nil || what == "start" && !errors.Is(err, model.ErrUnavailable) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := n.m.arrivals.find(t.Context(), 100); !errors.Is(err, model.ErrUnavailable) {
+		t.Errorf("a migration takes the process for gone: %v", err)
+	}
+	if lines := d.take(); len(lines) > 0 {
+		t.Errorf("something was done: %v", lines)
+	}
+	must(t, os.Remove(state))
+	n.m.arrivals.resolveInterrupted(n.m.ctx)
+	eventually(t, "it is found out that it does not run", func() bool {
+		row, err := n.m.roles.Guests.Get(t.Context(), 100)
+		return err == nil && row.Status == "stopped" && len(n.m.worker.locks.holders()) == 0
+	})
+}
+
+// Its file does not matter to the process that runs.
+func TestAGuestWhoseFileCannotBeReadCanBeStopped(t *testing.T) {
+	n, _, _ := startNode(t)
+	n.put(model.GuestConfigKey("n1", 100), "cores: many\n")
+	row, err := n.m.roles.Guests.Get(t.Context(), 100)
+	if err != nil || row.Status != "stopped" {
+		t.Errorf("its status: %+v %v", row, err)
+	}
+	err = n.run(n.m.roles.Guests.Stop(t.Context(), 100))
+	refused(t, err, model.ErrBusy, "VM 100 not running") // and not that its file is wrong
 }

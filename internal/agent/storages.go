@@ -3,10 +3,12 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
@@ -15,8 +17,14 @@ import (
 	"sauh.dev/sauh/internal/store"
 )
 
-// storagesAPI is the agent in its role as api.Storages.
-type storagesAPI Agent
+// storages are the cluster's storages as this node uses them; it implements api.Storages.
+type storages struct {
+	node    string
+	st      store.Store
+	mirror  *mirror.Mirror
+	files   guestFiles
+	quorate func() bool
+}
 
 const (
 	storageCfgKey = model.ConfigPrefix + "storage.cfg"
@@ -26,34 +34,61 @@ const (
 	importDeadline = time.Hour
 )
 
-func (s *storagesAPI) member() (*member, error) { return (*Agent)(s).member() }
-
-// storages reads storage.cfg from the mirror.
-func (m *member) storages() ([]pveconf.Storage, error) {
-	kv, _ := m.mirror.get(storageCfgKey)
-	return pveconf.ParseStorages(kv.Value)
+// storageSet is storage.cfg at one revision, on one node.
+type storageSet struct {
+	node string
+	all  []pveconf.Storage
 }
 
-func (m *member) storageConfig(name string) (pveconf.Storage, error) {
-	all, err := m.storages()
+// known is storage.cfg as the mirror has it.
+func (s *storages) known() (storageSet, error) {
+	r, err := mirror.Decode(s.mirror.Snapshot(), storageCfgKey, pveconf.ParseStorages)
+	return storageSet{s.node, r.Value}, err
+}
+
+// read is storage.cfg, read linearizably: for whoever decides whether and how a guest is guarded.
+func (s *storages) read(ctx context.Context) (storageSet, error) {
+	kv, err := s.st.Get(ctx, storageCfgKey, store.Linearizable)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return storageSet{}, writeError("read storage.cfg", err)
+	}
+	all, err := pveconf.ParseStorages(kv.Value)
 	if err != nil {
-		return pveconf.Storage{}, err
+		return storageSet{}, fmt.Errorf("storage.cfg: %w", err)
 	}
-	for _, s := range all {
-		if s.ID == name {
-			return s, nil
-		}
-	}
-	return pveconf.Storage{}, model.Errorf(model.ErrNotFound, "storage '%s' does not exist", name)
+	return storageSet{s.node, all}, nil
 }
 
 // driver opens a storage that this node may use.
-func (m *member) driver(name string) (storage.Driver, error) {
-	s, err := m.storageConfig(name)
+func (s storageSet) driver(name string) (storage.Driver, error) {
+	for _, x := range s.all {
+		if x.ID == name {
+			return openStorage(x, s.node)
+		}
+	}
+	return nil, model.Errorf(model.ErrNotFound, "storage '%s' does not exist", name)
+}
+
+// of names the storages of a guest's volumes, each once, in order.
+func (s storageSet) of(conf *pveconf.Guest) []string {
+	names, _ := volumesOf(conf, s.all)
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// localReason says what ties a guest to its node, "" for nothing.
+func (s storageSet) localReason(conf *pveconf.Guest) string {
+	_, local := volumesOf(conf, s.all)
+	return local
+}
+
+// driver opens a storage that the mirror knows and this node may use.
+func (s *storages) driver(name string) (storage.Driver, error) {
+	set, err := s.known()
 	if err != nil {
 		return nil, err
 	}
-	return openStorage(s, m.name)
+	return set.driver(name)
 }
 
 func openStorage(s pveconf.Storage, node string) (storage.Driver, error) {
@@ -75,19 +110,15 @@ func volumeStorage(volid string) (string, bool) {
 }
 
 // ListStorages implements api.Storages.
-func (s *storagesAPI) ListStorages(ctx context.Context) ([]api.StorageInfo, error) {
-	m, err := s.member()
+func (s *storages) ListStorages(ctx context.Context) ([]api.StorageInfo, error) {
+	set, err := s.known()
 	if err != nil {
 		return nil, err
 	}
-	all, err := m.storages()
-	if err != nil {
-		return nil, err
-	}
-	out := make([]api.StorageInfo, 0, len(all))
-	for _, st := range all {
+	out := make([]api.StorageInfo, 0, len(set.all))
+	for _, st := range set.all {
 		info := api.StorageInfo{Storage: st.ID, Type: st.Type, Path: st.Path, Content: strings.Join(st.Content, ","), Shared: st.Shared}
-		d, err := openStorage(st, m.name)
+		d, err := openStorage(st, s.node)
 		if err == nil {
 			cctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 			info.Capacity, err = d.Capacity(cctx)
@@ -102,11 +133,7 @@ func (s *storagesAPI) ListStorages(ctx context.Context) ([]api.StorageInfo, erro
 }
 
 // AddStorage implements api.Storages.
-func (s *storagesAPI) AddStorage(ctx context.Context, name string, params map[string]string) error {
-	m, err := s.member()
-	if err != nil {
-		return err
-	}
+func (s *storages) AddStorage(ctx context.Context, name string, params map[string]string) error {
 	if err := pveconf.ValidateStorageID(name); err != nil {
 		return err
 	}
@@ -128,16 +155,16 @@ func (s *storagesAPI) AddStorage(ctx context.Context, name string, params map[st
 	if add.Unsupported != "" {
 		return model.Invalidf("type", "storage type %q cannot be used: %s", add.Type, add.Unsupported)
 	}
-	if d, err := openStorage(add, m.name); err == nil {
+	if d, err := openStorage(add, s.node); err == nil {
 		cctx, cancel := context.WithTimeout(ctx, storageDeadline)
 		defer cancel()
 		if _, err := d.Capacity(cctx); err != nil {
 			return err
 		}
-	} else if add.OnNode(m.name) {
+	} else if add.OnNode(s.node) {
 		return err
 	}
-	return m.editStorages(ctx, "add storage "+name, func(all []pveconf.Storage) ([]pveconf.Storage, error) {
+	return s.edit(ctx, "add storage "+name, func(all []pveconf.Storage) ([]pveconf.Storage, error) {
 		for _, x := range all {
 			if x.ID == name {
 				return nil, model.Errorf(model.ErrExists, "storage ID '%s' already exists", name)
@@ -148,19 +175,15 @@ func (s *storagesAPI) AddStorage(ctx context.Context, name string, params map[st
 }
 
 // RemoveStorage implements api.Storages: the entry goes, the data stays.
-func (s *storagesAPI) RemoveStorage(ctx context.Context, name string) error {
-	m, err := s.member()
-	if err != nil {
-		return err
-	}
-	for _, g := range m.guestFiles() {
+func (s *storages) RemoveStorage(ctx context.Context, name string) error {
+	for _, g := range s.files.list() {
 		for _, d := range g.conf.Disks() {
 			if st, ok := volumeStorage(d.Volume); ok && st == name {
 				return model.Errorf(model.ErrBusy, "storage '%s' holds %s of guest %s: move or destroy that first", name, d.Key, g.id)
 			}
 		}
 	}
-	return m.editStorages(ctx, "remove storage "+name, func(all []pveconf.Storage) ([]pveconf.Storage, error) {
+	return s.edit(ctx, "remove storage "+name, func(all []pveconf.Storage) ([]pveconf.Storage, error) {
 		i := slices.IndexFunc(all, func(x pveconf.Storage) bool { return x.ID == name })
 		if i < 0 {
 			return nil, model.Errorf(model.ErrNotFound, "storage '%s' does not exist", name)
@@ -169,8 +192,8 @@ func (s *storagesAPI) RemoveStorage(ctx context.Context, name string) error {
 	})
 }
 
-func (m *member) editStorages(ctx context.Context, what string, f func([]pveconf.Storage) ([]pveconf.Storage, error)) error {
-	return m.editFile(ctx, what, storageCfgKey, func(old []byte) ([]byte, error) {
+func (s *storages) edit(ctx context.Context, what string, f func([]pveconf.Storage) ([]pveconf.Storage, error)) error {
+	return editFile(ctx, s.st, what, storageCfgKey, func(old []byte) ([]byte, error) {
 		all, err := pveconf.ParseStorages(old)
 		if err != nil {
 			return nil, err
@@ -182,29 +205,9 @@ func (m *member) editStorages(ctx context.Context, what string, f func([]pveconf
 	})
 }
 
-// editFile changes one configuration file by read, change, compare and write,
-// again when somebody else was faster.
-func (m *member) editFile(ctx context.Context, what, key string, f func([]byte) ([]byte, error)) error {
-	for range 5 {
-		kv, err := m.st.Get(ctx, key, store.Linearizable)
-		if err != nil && !errors.Is(err, store.ErrNotFound) {
-			return writeError(what, err)
-		}
-		next, err := f(kv.Value)
-		if err != nil {
-			return err
-		}
-		_, err = m.st.Txn(ctx, store.Txn{If: []store.Cond{{Key: key, Revision: kv.ModRevision}}, Then: []store.Op{store.Put(key, next)}})
-		if !errors.Is(err, store.ErrConflict) {
-			return writeError(what, err)
-		}
-	}
-	return writeError(what, store.ErrConflict)
-}
-
 // Content implements api.Storages.
-func (s *storagesAPI) Content(ctx context.Context, name string) ([]storage.Volume, error) {
-	d, err := s.open(name)
+func (s *storages) Content(ctx context.Context, name string) ([]storage.Volume, error) {
+	d, err := s.driver(name)
 	if err != nil {
 		return nil, err
 	}
@@ -213,21 +216,13 @@ func (s *storagesAPI) Content(ctx context.Context, name string) ([]storage.Volum
 	return d.List(ctx)
 }
 
-func (s *storagesAPI) open(name string) (storage.Driver, error) {
-	m, err := s.member()
-	if err != nil {
-		return nil, err
-	}
-	return m.driver(name)
-}
-
 // AllocateVolume implements api.Storages.
-func (s *storagesAPI) AllocateVolume(ctx context.Context, name string, a storage.Allocation) (storage.Volume, error) {
-	d, err := s.open(name)
+func (s *storages) AllocateVolume(ctx context.Context, name string, a storage.Allocation) (storage.Volume, error) {
+	d, err := s.driver(name)
 	if err != nil {
 		return storage.Volume{}, err
 	}
-	if m, err := s.member(); err == nil && !m.st.Quorate() {
+	if !s.quorate() {
 		return storage.Volume{}, writeError("allocate a volume on "+name, store.ErrNoQuorum)
 	}
 	ctx, cancel := context.WithTimeout(ctx, storageDeadline)
@@ -236,26 +231,22 @@ func (s *storagesAPI) AllocateVolume(ctx context.Context, name string, a storage
 }
 
 // DeleteVolume implements api.Storages. A volume that a guest's configuration names is refused.
-func (s *storagesAPI) DeleteVolume(ctx context.Context, volid string) error {
-	m, err := s.member()
-	if err != nil {
-		return err
-	}
+func (s *storages) DeleteVolume(ctx context.Context, volid string) error {
 	name, ok := volumeStorage(volid)
 	if !ok {
 		return model.Invalidf("volume", "%q is not a volume id: use <storage>:<name> as `sauh storage content` prints it", volid)
 	}
-	for _, g := range m.guestFiles() {
+	for _, g := range s.files.list() {
 		for _, d := range g.conf.Disks() {
 			if d.Volume == volid {
 				return model.Errorf(model.ErrBusy, "volume %s is %s of guest %s on %s: detach it first", volid, d.Key, g.id, g.node)
 			}
 		}
 	}
-	if !m.st.Quorate() {
+	if !s.quorate() {
 		return writeError("delete "+volid, store.ErrNoQuorum)
 	}
-	d, err := m.driver(name)
+	d, err := s.driver(name)
 	if err != nil {
 		return err
 	}

@@ -228,6 +228,8 @@ type Peers interface {
 
 // Backend is the agent as the server sees it: one field a role, so that a test fakes only what it needs.
 type Backend struct {
+	// Absent says why Guests, Storages, HA and Peers are nil: this node is no member. It is nil on a member.
+	Absent   func() error
 	Cluster  Cluster
 	Guests   Guests
 	Tasks    Tasks

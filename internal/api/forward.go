@@ -31,11 +31,14 @@ const askTimeout = time.Second
 
 // remote says whether node is another node than this one.
 func (s *server) remote(r *http.Request, node string) (string, bool, error) {
-	if node == localhost || s.b.Peers == nil || node == s.b.Peers.LocalNode() {
+	if node == localhost || s.b.Peers == nil && s.b.Absent == nil || s.b.Peers != nil && node == s.b.Peers.LocalNode() {
 		return "", false, nil
 	}
 	if model.ValidateNodeName(node) != nil {
 		return "", false, nil // refused with the other parameters
+	}
+	if s.b.Peers == nil {
+		return "", false, s.b.Absent()
 	}
 	if by := r.Header.Get(forwardedHeader); by != "" {
 		return "", false, errorf(StatusUnreachable, "node '%s' sent a request for node '%s' to node '%s': is one of their addresses used twice?",

@@ -158,7 +158,7 @@ GET /nodes/n1/qemu/100/config?snapshot=s1
 GET /nodes/n1/qemu/102/config
 GET /nodes/n1/qemu/999/config
 GET /nodes/n1/qemu/abc/config
-PUT /nodes/n1/qemu/100/config memory=1024&delete=net1%3Bnet0&digest=abc
+PUT /nodes/n1/qemu/100/config memory=1024&delete=net1%3Bnet0&digest=da39a3ee5e6b4b0d3255bfef95601890afd80709
 POST /nodes/n1/qemu/100/config cores=4
 PUT /nodes/n1/qemu/100/config
 PUT /nodes/n1/qemu/100/config delete=bogus

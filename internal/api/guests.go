@@ -79,7 +79,7 @@ func (s *server) guestList(ctx context.Context, _ *call) (any, error) {
 // guestRow is what all lists say of a guest. Keys without a value stay away, as clients expect.
 func guestRow(g model.Guest) obj {
 	o := obj{"vmid": g.VMID, "status": g.Status, "cpus": g.CPUs, "maxmem": g.MemoryMiB << 20, "uptime": g.Uptime}
-	for key, v := range map[string]string{"name": g.Name, "qmpstatus": g.QMPStatus, "lock": g.Lock, "hastate": g.HA} {
+	for key, v := range map[string]string{"name": g.Name, "qmpstatus": g.QMPStatus, "lock": g.Lock, "hastate": g.HA, "reason": g.Reason} {
 		if v != "" {
 			o[key] = v
 		}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/core/pveconf"
 )
 
 func (s *server) haRoutes() []route {
@@ -25,7 +26,7 @@ func (s *server) haRoutes() []route {
 
 // parseSID reads "vm:100" or "100".
 func parseSID(s string) (string, error) {
-	id, err := model.ParseVMID(strings.TrimPrefix(s, "vm:"))
+	id, err := pveconf.ParseSID(s)
 	if err != nil {
 		return "", invalidParam("sid", "invalid format - unable to parse resource ID '%s'; use vm:<vmid>", s)
 	}

@@ -108,12 +108,20 @@ func pathParams(segments []string) []param {
 
 // table lists every route. What Sauh has beyond Proxmox VE stands under /sauh.
 func (s *server) table() []route {
-	var all []route
-	all = append(all, s.clusterRoutes()...)
-	all = append(all, s.nodeRoutes()...)
-	all = append(all, s.guestRoutes()...)
+	all := append(s.clusterRoutes(), s.nodeRoutes()...)
 	all = append(all, s.taskRoutes()...)
-	all = append(all, s.storageRoutes()...)
-	all = append(all, s.haRoutes()...)
+	for _, role := range [][]route{s.guestRoutes(), s.storageRoutes(), s.haRoutes()} {
+		for _, rt := range role {
+			all = append(all, s.ofMember(rt))
+		}
+	}
 	return all
+}
+
+// ofMember is a route that only a member can answer; elsewhere its answer is why not.
+func (s *server) ofMember(rt route) route {
+	if s.b.Absent != nil {
+		rt.do, rt.stream = func(context.Context, *call) (any, error) { return nil, s.b.Absent() }, nil
+	}
+	return rt
 }

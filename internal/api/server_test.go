@@ -451,3 +451,38 @@ func TestPlainTCPIsRefusedAndTheUnixSocketIsNot(t *testing.T) {
 		t.Errorf("the unix socket got %q, %v", line, err)
 	}
 }
+
+// A node that is no member has none of the roles behind these paths; its answer says why, whatever is asked.
+func TestANodeThatIsNoMemberSaysSo(t *testing.T) {
+	f := apitest.New()
+	b := api.Backend{
+		Cluster: f.Backend().Cluster, Tasks: f.Backend().Tasks,
+		Absent: func() error { return model.Errorf(model.ErrUnavailable, "this node belongs to no cluster") },
+	}
+	h := api.NewServer(b, api.Options{Local: func(*http.Request) bool { return true }})
+	for _, c := range []struct{ method, path string }{
+		{"GET", "/cluster/nextid"},
+		{"GET", "/cluster/resources"},
+		{"GET", "/sauh/guests"},
+		{"GET", "/nodes/localhost/qemu"},
+		{"POST", "/nodes/localhost/qemu/100/status/start"},
+		{"GET", "/sauh/nodes/localhost/qemu/100/console"},
+		{"GET", "/storage"},
+		{"GET", "/sauh/ha/status"},
+		{"GET", "/nodes/n2/status"},
+		{"GET", "/nodes/n2/tasks"},
+	} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(c.method, api.Prefix+c.path, nil))
+		if !strings.Contains(w.Body.String(), "this node belongs to no cluster") || w.Code < 500 {
+			t.Errorf("%s %s: %d %s", c.method, c.path, w.Code, w.Body)
+		}
+	}
+	for _, path := range []string{"/version", "/nodes/localhost/tasks", "/sauh/nodes/localhost/info"} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("GET", api.Prefix+path, nil))
+		if w.Code != http.StatusOK {
+			t.Errorf("GET %s: %d %s", path, w.Code, w.Body)
+		}
+	}
+}

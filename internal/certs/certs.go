@@ -22,9 +22,10 @@ import (
 	"math/big"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
+
+	"sauh.dev/sauh/internal/sys"
 )
 
 // Validity of the CA and of the certificates it signs.
@@ -158,16 +159,6 @@ func Fingerprint(cert *x509.Certificate) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// ColonFingerprint is the same in the form that people compare: "AB:CD:…".
-func ColonFingerprint(cert *x509.Certificate) string {
-	plain := strings.ToUpper(Fingerprint(cert))
-	pairs := make([]string, 0, len(plain)/2)
-	for i := 0; i < len(plain); i += 2 {
-		pairs = append(pairs, plain[i:i+2])
-	}
-	return strings.Join(pairs, ":")
-}
-
 // plainFingerprint brings both forms to the first one.
 func plainFingerprint(s string) string {
 	return strings.ToLower(strings.ReplaceAll(s, ":", ""))
@@ -233,10 +224,10 @@ func (p Pair) Save(certFile, keyFile string) error {
 	if err != nil {
 		return err
 	}
-	if err := WriteFile(keyFile, key); err != nil {
+	if err := sys.WriteFile(keyFile, key); err != nil {
 		return err
 	}
-	return WriteFile(certFile, EncodeCert(p.Cert))
+	return sys.WriteFile(certFile, EncodeCert(p.Cert))
 }
 
 // Load reads what Save wrote. Errors: os.ErrNotExist, ErrMismatch.
@@ -267,40 +258,6 @@ func LoadCert(file string) (*x509.Certificate, error) {
 		return nil, fmt.Errorf("load %s: %w", file, err)
 	}
 	return cert, nil
-}
-
-// WriteFile puts data into file with mode 0600, whole or not at all, and on the disk when it returns.
-// The directory is made with mode 0700 if it is missing.
-func WriteFile(file string, data []byte) (err error) {
-	dir := filepath.Dir(file)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("save %s: %w", file, err)
-	}
-	f, err := os.CreateTemp(dir, "."+filepath.Base(file)+"-*") // mode 0600
-	if err != nil {
-		return fmt.Errorf("save %s: %w", file, err)
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), file)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-		return fmt.Errorf("save %s: %w", file, err)
-	}
-	return syncDir(dir)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("save in %s: %w", dir, err)
-	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
-		return fmt.Errorf("save in %s: %w", dir, err)
-	}
-	return nil
 }
 
 func subject(node string) pkix.Name {

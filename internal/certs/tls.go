@@ -16,14 +16,8 @@ func (p Pair) TLSCertificate(ca *x509.Certificate) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{p.Cert.Raw, ca.Raw}, PrivateKey: p.Key, Leaf: p.Cert}
 }
 
-// Server is the configuration of a server that only members reach: a client without a certificate of ca is refused.
-func Server(p Pair, ca *x509.Certificate, clock Clock) *tls.Config {
-	c := ServerOptionalClient(p, ca, clock)
-	c.ClientAuth = tls.RequireAndVerifyClientCert
-	return c
-}
-
-// ServerOptionalClient also lets clients in that show no certificate; one that is shown must be of ca.
+// ServerOptionalClient is the configuration of a member's server. It also lets clients in that show no certificate; one that is shown
+// must be of ca.
 // The caller looks at ConnectionState.VerifiedChains (see [PeerName]) before it does anything that only members may.
 func ServerOptionalClient(p Pair, ca *x509.Certificate, clock Clock) *tls.Config {
 	return &tls.Config{

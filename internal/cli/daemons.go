@@ -6,6 +6,8 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+
+	"sauh.dev/sauh/internal/guard"
 )
 
 func (m *Main) versionCommand() *cobra.Command {
@@ -41,7 +43,7 @@ func (m *Main) agentCommand() *cobra.Command {
 }
 
 func (m *Main) guardCommand() *cobra.Command {
-	o := GuardOptions{Socket: "/run/sauh/guard.sock", Watchdog: "/dev/watchdog", CgroupRoot: "/sys/fs/cgroup"}
+	o := GuardOptions{Socket: guard.DefaultSocket, Watchdog: "/dev/watchdog", CgroupRoot: "/sys/fs/cgroup"}
 	cmd := &cobra.Command{
 		Use: "guard", Short: "Run this node's fencing guard until it is told to end",
 		Long: "The guard freezes the protected guests when this node's lease ends, and alone feeds the hardware watchdog.\n" +
@@ -74,6 +76,6 @@ func (m *Main) guardHold() *cobra.Command {
 			return m.Hold(socket)
 		},
 	}
-	cmd.Flags().StringVar(&socket, "socket", "/run/sauh/guard.sock", "the guard's socket")
+	cmd.Flags().StringVar(&socket, "socket", guard.DefaultSocket, "the guard's socket")
 	return cmd
 }

@@ -15,6 +15,15 @@ import (
 
 func (m *Main) storageCommand() *cobra.Command {
 	add := group("add", "Configure a storage for all nodes", "  sauh storage add dir nas --path /mnt/nas --shared", m.storageAddDir())
+	// The flags of a type that is not there must not hide that it is not.
+	add.FParseErrWhitelist.UnknownFlags = true
+	add.Args = cobra.ArbitraryArgs
+	add.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		return usageError(cmd, "there is no storage type '%s' in this version: mount it under the same path on every node, and add that with 'sauh storage add dir NAME --path PATH --shared'", args[0])
+	}
 	return group("storage", "Configure storages and handle volumes", "  sauh storage list\n  sauh storage content nas",
 		add, m.storageRemove(), m.storageList(), m.storageContent(), m.storageAlloc(), m.storageFree())
 }

@@ -67,8 +67,6 @@ func TestWhatTheBackendSaysArrivesUnchanged(t *testing.T) {
 	check("HAResources", f.Resources, rs, err)
 	ha, err := c.HAStatus(ctx)
 	check("HAStatus", f.HA, ha, err)
-	id, err := c.NextID(ctx)
-	check("NextID", model.VMID(103), id, err)
 	v, err := c.Version(ctx)
 	check("Version", client.Version{Release: "9.1", Version: "9.1.4", Commit: "0123456789abcdef", Sauh: "0.1.0", Go: "go1.26"}, v, err)
 	cfg, err := c.GuestConfig(ctx, "n1", 100)

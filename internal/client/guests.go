@@ -37,15 +37,6 @@ func (c *Client) Guest(ctx context.Context, id model.VMID) (model.Guest, error) 
 	return model.Guest{}, model.Errorf(model.ErrNotFound, "guest %d does not exist: 'sauh vm list' shows those that do", id)
 }
 
-// NextID is the lowest free guest id.
-func (c *Client) NextID(ctx context.Context) (model.VMID, error) {
-	var s string
-	if err := c.get(ctx, "/cluster/nextid", nil, &s); err != nil {
-		return 0, err
-	}
-	return model.ParseVMID(s)
-}
-
 // GuestStatus is the state of a guest as its node sees it.
 type GuestStatus struct {
 	VMID      model.VMID `json:"vmid"`

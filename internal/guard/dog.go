@@ -77,7 +77,7 @@ func (d *dog) hold() {
 	p, err := sys.StartHolder(d.cfg.Holder, d.device.File())
 	if err != nil {
 		d.holderError = err
-		d.log.Error("the watchdog's holder cannot be started", "error", err)
+		d.log.Error("the watchdog's holder cannot be started", "err", err)
 		return
 	}
 	d.holder = p

@@ -195,7 +195,7 @@ func (l *loop) perform(actions []lease.GuardAction) (done lease.Done, progress b
 		case lease.Thaw:
 			err := sys.Cgroup(a.Group.Cgroup).Thaw()
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				l.log.Error("a guest cannot be thawed", "guest", a.Group.Name, "error", err)
+				l.log.Error("a guest cannot be thawed", "guest", a.Group.Name, "err", err)
 				l.thawFailed = append(l.thawFailed, a.Group.Name)
 			}
 		case lease.Kill:
@@ -205,7 +205,7 @@ func (l *loop) perform(actions []lease.GuardAction) (done lease.Done, progress b
 		case lease.Reset:
 			l.log.Error("resetting the machine", "reason", a.Reason)
 			if err := l.cfg.Reset(); err != nil {
-				l.log.Error("the machine cannot be reset from here; the watchdog, if any, is not fed any more", "error", err)
+				l.log.Error("the machine cannot be reset from here; the watchdog, if any, is not fed any more", "err", err)
 			}
 		case lease.Feed:
 			err := l.dog.feed()
@@ -213,7 +213,7 @@ func (l *loop) perform(actions []lease.GuardAction) (done lease.Done, progress b
 			if err != nil && !l.dog.isOpen() && len(l.state.Groups()) == 0 && !l.dog.retry() {
 				l.fatal = err
 			} else if err != nil {
-				l.log.Error("the watchdog is not fed", "error", err)
+				l.log.Error("the watchdog is not fed", "err", err)
 			}
 		}
 	}
@@ -226,7 +226,7 @@ func (l *loop) freeze(g lease.Group) bool {
 	if err := c.Freeze(); errors.Is(err, fs.ErrNotExist) {
 		return true
 	} else if err != nil {
-		l.log.Error("a guest cannot be frozen", "guest", g.Name, "error", err)
+		l.log.Error("a guest cannot be frozen", "guest", g.Name, "err", err)
 		return false
 	}
 	frozen, err := c.Frozen()
@@ -239,7 +239,7 @@ func (l *loop) kill(g lease.Group) bool {
 	c := sys.Cgroup(g.Cgroup)
 	_ = c.Freeze()
 	if err := c.Kill(); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		l.log.Error("a guest cannot be killed", "guest", g.Name, "error", err)
+		l.log.Error("a guest cannot be killed", "guest", g.Name, "err", err)
 		return false
 	}
 	if populated, err := c.Populated(); populated || (err != nil && !errors.Is(err, fs.ErrNotExist)) {

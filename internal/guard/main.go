@@ -34,7 +34,7 @@ func Main(ctx context.Context, cfg Config) error {
 	} {
 		if err := harden(); err != nil {
 			cfg.weak = append(cfg.weak, "the guard runs without it: "+err.Error())
-			cfg.Log.Warn("the guard runs without it", "error", err)
+			cfg.Log.Warn("the guard runs without it", "err", err)
 		}
 	}
 	return Run(ctx, cfg)

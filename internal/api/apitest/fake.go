@@ -1,5 +1,5 @@
 // Package apitest is an agent that exists only in memory, for tests of whatever speaks to the API: the server
-// itself, the client, the CLI.
+// itself, the client, the CLI. [Run] is the suite that the fake and the real agent have to pass.
 //
 // It is no simulation: it keeps lists, notes each call, and fails where it is told to. Invariant: nothing changes by
 // itself, so that tests can compare whole answers. Start reading with [New].
@@ -241,6 +241,16 @@ func (r guestsRole) ListLocal(ctx context.Context) ([]model.Guest, error) {
 	return out, err
 }
 
+// exists refuses what is no guest.
+func (f *Fake) exists(id model.VMID) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !slices.ContainsFunc(f.Guests, func(g model.Guest) bool { return g.VMID == id }) {
+		return model.Errorf(model.ErrNotFound, "guest %d does not exist", id)
+	}
+	return nil
+}
+
 func (r guestsRole) Owner(ctx context.Context, id model.VMID) (string, error) {
 	g, err := r.Get(ctx, id)
 	return g.Node, err
@@ -261,10 +271,19 @@ func (r guestsRole) Get(ctx context.Context, id model.VMID) (model.Guest, error)
 }
 
 func (r guestsRole) Config(_ context.Context, id model.VMID) (api.GuestConfig, error) {
+	if err := r.f.exists(id); err != nil {
+		return api.GuestConfig{}, err
+	}
 	return read(r.f, "Guests.Config", func() api.GuestConfig { return r.f.Configs[id] })
 }
 
 func (r guestsRole) SetConfig(_ context.Context, id model.VMID, set map[string]string, del []string, digest string) error {
+	if err := r.f.exists(id); err != nil {
+		return err
+	}
+	if c, err := r.Config(context.Background(), id); err == nil && digest != "" && c.Digest != "" && digest != c.Digest {
+		return model.Errorf(model.ErrConflict, "detected modified configuration - file changed by other user? Try again.")
+	}
 	return r.f.call("Guests.SetConfig", "%d set %s delete %s digest %s", id, sorted(set), strings.Join(del, ","), digest)
 }
 
@@ -283,26 +302,41 @@ func (r guestsRole) Create(_ context.Context, q api.CreateGuestRequest) (string,
 }
 
 func (r guestsRole) Destroy(_ context.Context, id model.VMID) (string, error) {
+	if err := r.f.exists(id); err != nil {
+		return "", err
+	}
 	err := r.f.call("Guests.Destroy", "%d", id)
 	return r.f.task("qmdestroy", id, false), err
 }
 
 func (r guestsRole) Start(_ context.Context, id model.VMID) (string, error) {
+	if err := r.f.exists(id); err != nil {
+		return "", err
+	}
 	err := r.f.call("Guests.Start", "%d", id)
 	return r.f.task("qmstart", id, false), err
 }
 
 func (r guestsRole) Shutdown(_ context.Context, id model.VMID, timeout time.Duration, force bool) (string, error) {
+	if err := r.f.exists(id); err != nil {
+		return "", err
+	}
 	err := r.f.call("Guests.Shutdown", "%d %s force %t", id, timeout, force)
 	return r.f.task("qmshutdown", id, false), err
 }
 
 func (r guestsRole) Stop(_ context.Context, id model.VMID) (string, error) {
+	if err := r.f.exists(id); err != nil {
+		return "", err
+	}
 	err := r.f.call("Guests.Stop", "%d", id)
 	return r.f.task("qmstop", id, false), err
 }
 
 func (r guestsRole) Migrate(_ context.Context, id model.VMID, target string, online bool) (string, error) {
+	if err := r.f.exists(id); err != nil {
+		return "", err
+	}
 	err := r.f.call("Guests.Migrate", "%d %s online %t", id, target, online)
 	return r.f.task("qmigrate", id, true), err
 }

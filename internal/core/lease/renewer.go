@@ -160,9 +160,6 @@ func (r Renewer) Wake() (at time.Duration, ok bool) {
 	return r.due, !r.busy && (r.phase == reading || r.phase == renewing)
 }
 
-// Live returns the record as last seen, and false before it was.
-func (r Renewer) Live() (model.Live, bool) { return r.live, r.known }
-
 // next does what is due.
 func (r Renewer) next(now time.Duration) (Renewer, []Action) {
 	if r.busy || now < r.due {

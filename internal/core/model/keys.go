@@ -18,6 +18,7 @@ const (
 	JoinPrefix      = "join/"       // + secret id: one-time join secrets
 	ManagerKey      = "ha/manager"  // Manager
 	HAStatusPrefix  = "ha/service/" // + sid: what the manager and the worker last decided
+	VMIDPrefix      = "vmid/"       // + vmid: taken by the guest that has the number, so that no two nodes create it at once; the node's name
 	AppliedPrefix   = "applied/"    // the store's own: which transactions were committed
 )
 

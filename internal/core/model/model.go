@@ -114,6 +114,7 @@ type Guest struct {
 	Node      string `json:"node"`
 	Name      string `json:"name,omitempty"`
 	Status    string `json:"status"`              // "running", "stopped", "unknown"
+	Reason    string `json:"reason,omitempty"`    // why the status is unknown, if its node says so
 	QMPStatus string `json:"qmpstatus,omitempty"` // QEMU's own: "running", "paused", "inmigrate" …
 	Lock      string `json:"lock,omitempty"`
 	PID       int    `json:"pid,omitempty"`

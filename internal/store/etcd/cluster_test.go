@@ -15,6 +15,7 @@ import (
 
 	"sauh.dev/sauh/internal/certs"
 	"sauh.dev/sauh/internal/store"
+	"sauh.dev/sauh/internal/sys"
 )
 
 // testCluster is members on loopback addresses of their own, with mutual TLS.
@@ -70,7 +71,7 @@ func writeCerts(t *testing.T, ca certs.Pair, dir, name string, addresses []strin
 		t.Fatal(err)
 	}
 	f := TLSFiles{CA: filepath.Join(dir, "ca.pem"), Cert: filepath.Join(dir, "node.pem"), Key: filepath.Join(dir, "node.key")}
-	if err := certs.WriteFile(f.CA, certs.EncodeCert(ca.Cert)); err != nil {
+	if err := sys.WriteFile(f.CA, certs.EncodeCert(ca.Cert)); err != nil {
 		t.Fatal(err)
 	}
 	if err := pair.Save(f.Cert, f.Key); err != nil {

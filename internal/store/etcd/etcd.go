@@ -206,9 +206,6 @@ func hasData(dir string) bool {
 	return wal.Exist(filepath.Join(dir, "member", "wal"))
 }
 
-// HasData reports whether dir holds a member's data, so that Start needs no Initial.
-func HasData(dir string) bool { return hasData(dir) }
-
 // embed translates the configuration into etcd's.
 func (c *Config) embed() (*embed.Config, error) {
 	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {

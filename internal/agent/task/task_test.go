@@ -1,4 +1,4 @@
-package agent
+package task
 
 import (
 	"context"
@@ -14,21 +14,34 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"sauh.dev/sauh/internal/agent/move"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/model"
 )
 
-func openTasks(t *testing.T, dir string) *tasks {
+func openTasks(t *testing.T, dir string) *List {
 	t.Helper()
-	ts, err := newTasks(t.Context(), dir, func() string { return "n1" }, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	ts, err := Open(t.Context(), dir, func() string { return "n1" }, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	must(t, err)
-	t.Cleanup(func() { ts.stop(errors.New("the test ends")) })
+	t.Cleanup(func() { ts.Stop(errors.New("the test ends")) })
 	return ts
 }
 
+func start(t *testing.T, ts *List, typ, id string, f func(context.Context, *Task) error) string {
+	t.Helper()
+	upid, err := ts.Start(typ, id, f)
+	must(t, err)
+	return upid
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // lines are a task's log without the times.
-func lines(t *testing.T, ts *tasks, upid string) []string {
+func lines(t *testing.T, ts *List, upid string) []string {
 	t.Helper()
 	log, total, err := ts.TaskLog(t.Context(), upid, 0, 0)
 	must(t, err)
@@ -46,7 +59,7 @@ func lines(t *testing.T, ts *tasks, upid string) []string {
 	return out
 }
 
-func (ts *tasks) ended(t *testing.T, upid string) model.Task {
+func (ts *List) ended(t *testing.T, upid string) model.Task {
 	t.Helper()
 	tk, err := ts.find(upid)
 	must(t, err)
@@ -62,8 +75,8 @@ func (ts *tasks) ended(t *testing.T, upid string) model.Task {
 
 func TestATaskHasALogAnExitStatusAndAProxmoxVEName(t *testing.T) {
 	ts := openTasks(t, t.TempDir())
-	ok := ts.start("qmstart", "100", func(_ context.Context, tk *task) error { tk.logf("one of %d", 2); return nil })
-	bad := ts.start("qmstop", "101", func(context.Context, *task) error { return errors.New("it burns") })
+	ok := start(t, ts, "qmstart", "100", func(_ context.Context, tk *Task) error { tk.Logf("one of %d", 2); return nil })
+	bad := start(t, ts, "qmstop", "101", func(context.Context, *Task) error { return errors.New("it burns") })
 	if !regexp.MustCompile(`^UPID:n1:[0-9A-F]{8}:[0-9A-F]{8}:[0-9A-F]{8}:qmstart:100:root@pam:$`).MatchString(ok) {
 		t.Errorf("the id is %s", ok)
 	}
@@ -81,16 +94,16 @@ func TestATaskHasALogAnExitStatusAndAProxmoxVEName(t *testing.T) {
 	if diff := cmp.Diff([]string{"qmstop 101 on node n1", "TASK ERROR: it burns"}, lines(t, ts, bad)); diff != "" {
 		t.Error(diff)
 	}
-	if err := ts.waitErr(t.Context(), bad); err == nil || err.Error() != "it burns" {
+	if err := ts.Wait(t.Context(), bad); err == nil || err.Error() != "it burns" {
 		t.Errorf("who waits gets %v", err)
 	}
 }
 
 func TestALogIsReadInPieces(t *testing.T) {
 	ts := openTasks(t, t.TempDir())
-	upid := ts.start("qmstart", "100", func(_ context.Context, tk *task) error {
+	upid := start(t, ts, "qmstart", "100", func(_ context.Context, tk *Task) error {
 		for i := range 5 {
-			tk.logf("line %d", i)
+			tk.Logf("line %d", i)
 		}
 		return nil
 	})
@@ -111,8 +124,8 @@ func TestALogIsReadInPieces(t *testing.T) {
 func TestProgressIsShownWhileATaskRuns(t *testing.T) {
 	ts := openTasks(t, t.TempDir())
 	told, end := make(chan struct{}), make(chan struct{})
-	upid := ts.start("qmigrate", "100", func(_ context.Context, tk *task) error {
-		tk.progress(model.MigrationProgress{Phase: "precopy", Round: 3})
+	upid := start(t, ts, "qmigrate", "100", func(_ context.Context, tk *Task) error {
+		tk.Progress(model.MigrationProgress{Phase: "precopy", Round: 3})
 		close(told)
 		<-end
 		return nil
@@ -130,7 +143,7 @@ func TestProgressIsShownWhileATaskRuns(t *testing.T) {
 func TestTasksAreReadBackAfterARestart(t *testing.T) {
 	dir := t.TempDir()
 	ts := openTasks(t, dir)
-	upid := ts.start("qmstart", "100", func(_ context.Context, tk *task) error { tk.logf("a line"); return errors.New("no disk") })
+	upid := start(t, ts, "qmstart", "100", func(_ context.Context, tk *Task) error { tk.Logf("a line"); return errors.New("no disk") })
 	want, wantLog := ts.ended(t, upid), lines(t, ts, upid)
 	again := openTasks(t, dir)
 	got, err := again.ListTasks(t.Context())
@@ -147,7 +160,7 @@ func TestATaskThatARestartInterruptedSaysSo(t *testing.T) {
 	dir := t.TempDir()
 	ts := openTasks(t, dir)
 	end := make(chan struct{})
-	upid := ts.start("qmstart", "100", func(context.Context, *task) error { <-end; return nil })
+	upid := start(t, ts, "qmstart", "100", func(context.Context, *Task) error { <-end; return nil })
 	again := openTasks(t, dir) // the agent that comes after one that died
 	got := again.ended(t, upid)
 	if got.ExitStatus != "interrupted: the agent was restarted" || got.End == 0 {
@@ -163,10 +176,10 @@ func TestATaskThatARestartInterruptedSaysSo(t *testing.T) {
 func TestCancellingAnEndedTaskChangesNothing(t *testing.T) {
 	dir := t.TempDir()
 	ts := openTasks(t, dir)
-	upid := ts.start("qmstart", "100", func(context.Context, *task) error { return nil })
+	upid := start(t, ts, "qmstart", "100", func(context.Context, *Task) error { return nil })
 	ts.ended(t, upid)
 	want := lines(t, ts, upid)
-	for name, ts := range map[string]*tasks{"the same agent": ts, "the next agent": openTasks(t, dir)} {
+	for name, ts := range map[string]*List{"the same agent": ts, "the next agent": openTasks(t, dir)} {
 		if err := ts.CancelTask(t.Context(), upid); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -187,18 +200,18 @@ func TestATaskFileThatCannotBeReadIsPassedOver(t *testing.T) {
 
 func TestOnlyTheNewestTasksAreKept(t *testing.T) {
 	dir := t.TempDir()
-	for i := range keptTasks {
+	for i := range kept {
 		rec := storedTask{Task: model.Task{UPID: fmt.Sprintf("UPID:n1:%04d", i), Node: "n1", Start: int64(1000 + i), End: int64(1000 + i), ExitStatus: "OK"}}
 		data, err := json.Marshal(rec)
 		must(t, err)
 		must(t, os.WriteFile(fmt.Sprintf("%s/UPID:n1:%04d.json", dir, i), data, 0o600))
 	}
 	ts := openTasks(t, dir)
-	upid := ts.start("qmstart", "100", func(context.Context, *task) error { return nil })
+	upid := start(t, ts, "qmstart", "100", func(context.Context, *Task) error { return nil })
 	ts.ended(t, upid)
 	list, err := ts.ListTasks(t.Context())
 	must(t, err)
-	if len(list) != keptTasks || list[0].UPID != upid || list[1].UPID != fmt.Sprintf("UPID:n1:%04d", keptTasks-1) {
+	if len(list) != kept || list[0].UPID != upid || list[1].UPID != fmt.Sprintf("UPID:n1:%04d", kept-1) {
 		t.Errorf("%d tasks, %s and %s first", len(list), list[0].UPID, list[1].UPID)
 	}
 	if _, err := ts.Task(t.Context(), "UPID:n1:0000"); !errors.Is(err, model.ErrNotFound) {
@@ -206,7 +219,7 @@ func TestOnlyTheNewestTasksAreKept(t *testing.T) {
 	}
 	files, err := os.ReadDir(dir)
 	must(t, err)
-	if len(files) != keptTasks {
+	if len(files) != kept {
 		t.Errorf("%d files are kept", len(files))
 	}
 }
@@ -214,11 +227,11 @@ func TestOnlyTheNewestTasksAreKept(t *testing.T) {
 func TestARunningTaskIsNeverTrimmed(t *testing.T) {
 	ts := openTasks(t, t.TempDir())
 	end := make(chan struct{})
-	upid := ts.start("qmigrate", "100", func(context.Context, *task) error { <-end; return nil })
+	upid := start(t, ts, "qmigrate", "100", func(context.Context, *Task) error { <-end; return nil })
 	ts.mu.Lock()
-	for i := range keptTasks + 1 {
+	for i := range kept + 1 {
 		id := fmt.Sprintf("UPID:%d", i)
-		ts.all[id] = &task{rec: model.Task{UPID: id, Start: 1 << 40, End: 1 << 40}}
+		ts.all[id] = &Task{rec: model.Task{UPID: id, Start: 1 << 40, End: 1 << 40}}
 	}
 	ts.mu.Unlock()
 	ts.trim()
@@ -229,24 +242,25 @@ func TestARunningTaskIsNeverTrimmed(t *testing.T) {
 }
 
 func TestAPersonsWishAndTheAgentsEndAreDifferentCauses(t *testing.T) {
+	errEnd := errors.New("the agent ends")
 	ts := openTasks(t, t.TempDir())
 	causes := make(chan error, 2)
-	wait := func(ctx context.Context, _ *task) error {
+	wait := func(ctx context.Context, _ *Task) error {
 		<-ctx.Done()
 		causes <- context.Cause(ctx)
 		<-time.After(50 * time.Millisecond) // what a task puts in order before it ends
 		return ctx.Err()
 	}
-	cancelled, abandoned := ts.start("qmigrate", "100", wait), ts.start("qmigrate", "101", wait)
+	cancelled, abandoned := start(t, ts, "qmigrate", "100", wait), start(t, ts, "qmigrate", "101", wait)
 	must(t, ts.CancelTask(t.Context(), cancelled))
-	if err := <-causes; !errors.Is(err, context.Canceled) || errors.Is(err, move.ErrAbandoned) {
+	if err := <-causes; !errors.Is(err, context.Canceled) || errors.Is(err, errEnd) {
 		t.Errorf("a person's wish has the cause %v", err)
 	}
 	if log := strings.Join(lines(t, ts, cancelled), "\n"); !strings.Contains(log, "asked to stop") {
 		t.Errorf("the log does not say that the task was asked to stop:\n%s", log)
 	}
-	ts.stop(move.ErrAbandoned)
-	if err := <-causes; !errors.Is(err, move.ErrAbandoned) {
+	ts.Stop(errEnd)
+	if err := <-causes; !errors.Is(err, errEnd) {
 		t.Errorf("the agent's end has the cause %v", err)
 	}
 	if rec, err := ts.Task(t.Context(), abandoned); err != nil || rec.End == 0 {
@@ -257,10 +271,34 @@ func TestAPersonsWishAndTheAgentsEndAreDifferentCauses(t *testing.T) {
 func TestAnUnknownTaskIsRefused(t *testing.T) {
 	ts := openTasks(t, t.TempDir())
 	_, err := ts.Task(t.Context(), "UPID:x")
-	refused(t, err, model.ErrNotFound, "no such task: UPID:x")
+	if !errors.Is(err, model.ErrNotFound) || err.Error() != "no such task: UPID:x" {
+		t.Errorf("answered with %v", err)
+	}
 	var log []api.LogLine
 	log, _, err = ts.TaskLog(t.Context(), "UPID:x", 0, 0)
-	if err == nil || log != nil || ts.CancelTask(t.Context(), "UPID:x") == nil || ts.waitErr(t.Context(), "UPID:x") == nil {
+	if err == nil || log != nil || ts.CancelTask(t.Context(), "UPID:x") == nil || ts.Wait(t.Context(), "UPID:x") == nil {
 		t.Error("an unknown task is answered")
+	}
+}
+
+func TestAfterStopNothingIsStarted(t *testing.T) {
+	ts := openTasks(t, t.TempDir())
+	end := make(chan struct{})
+	upid := start(t, ts, "qmstart", "100", func(ctx context.Context, _ *Task) error {
+		<-ctx.Done()
+		_, err := ts.Start("qmstart", "101", func(context.Context, *Task) error { t.Error("it was started"); return nil })
+		close(end)
+		return err
+	})
+	ts.Stop(errors.New("the agent ends"))
+	<-end
+	if rec := ts.ended(t, upid); rec.ExitStatus != "the agent of node n1 is stopping: try again in a moment" {
+		t.Errorf("the answer is %q", rec.ExitStatus)
+	}
+	if err := ts.Wait(t.Context(), upid); !errors.Is(err, model.ErrUnavailable) {
+		t.Error(err)
+	}
+	if list, err := ts.ListTasks(t.Context()); err != nil || len(list) != 1 {
+		t.Error(list, err)
 	}
 }

@@ -1,4 +1,11 @@
-package agent
+// Package task is the list of a node's tasks: operations in the background, each with an id in Proxmox VE's form,
+// a log that anyone may follow, and an end that is kept on disk.
+//
+// It knows nothing of guests: what a task does is the function it is given, and what a cancel means is that
+// function's business. Invariants: who starts a task gets its id at once; after [List.Stop] none runs and none is started.
+//
+// Start reading with [List.Start].
+package task
 
 import (
 	"context"
@@ -16,14 +23,15 @@ import (
 
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/sys"
 )
 
-// keptTasks bounds how many ended tasks a node remembers; Proxmox VE keeps about as many in its active list.
-const keptTasks = 500
+// kept bounds how many ended tasks a node remembers; Proxmox VE keeps about as many in its active list.
+const kept = 500
 
-// tasks runs operations in the background, each with a log that anyone may
+// List runs operations in the background, each with a log that anyone may
 // follow. Ended tasks are kept on disk of the node that ran them.
-type tasks struct {
+type List struct {
 	dir  string
 	node func() string
 	log  *slog.Logger
@@ -32,13 +40,14 @@ type tasks struct {
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 
-	mu   sync.Mutex
-	next uint32           // guarded by mu
-	all  map[string]*task // guarded by mu
+	mu      sync.Mutex
+	next    uint32           // guarded by mu
+	stopped bool             // guarded by mu
+	all     map[string]*Task // guarded by mu
 }
 
-// task is one operation.
-type task struct {
+// Task is one operation, as its function sees it. It is safe for concurrent use.
+type Task struct {
 	mu     sync.Mutex
 	rec    model.Task // guarded by mu
 	lines  []string   // guarded by mu
@@ -48,11 +57,12 @@ type task struct {
 	done   chan struct{}
 }
 
-func newTasks(ctx context.Context, dir string, node func() string, log *slog.Logger) (*tasks, error) {
+// Open reads the list that dir holds; tasks that an earlier agent did not end are shown as interrupted. node is the name to give new ones.
+func Open(ctx context.Context, dir string, node func() string, log *slog.Logger) (*List, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("task directory: %w", err)
 	}
-	ts := &tasks{dir: dir, node: node, log: log, all: map[string]*task{}}
+	ts := &List{dir: dir, node: node, log: log, all: map[string]*Task{}}
 	ts.ctx, ts.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
 	if err != nil {
@@ -71,7 +81,7 @@ type storedTask struct {
 	Lines []string `json:"log"`
 }
 
-func loadTask(file string, log *slog.Logger) *task {
+func loadTask(file string, log *slog.Logger) *Task {
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil
@@ -86,47 +96,66 @@ func loadTask(file string, log *slog.Logger) *task {
 	}
 	done := make(chan struct{})
 	close(done)
-	return &task{rec: s.Task, lines: s.Lines, cancel: func() {}, log: log, done: done}
+	return &Task{rec: s.Task, lines: s.Lines, cancel: func() {}, log: log, done: done}
 }
 
-func (ts *tasks) file(upid string) string {
+func (ts *List) file(upid string) string {
 	return filepath.Join(ts.dir, url.PathEscape(upid)+".json")
 }
 
-// stop ends all tasks with cause and waits for them.
-func (ts *tasks) stop(cause error) {
+// Stop ends all tasks with cause and waits for them. Afterwards Start refuses.
+func (ts *List) Stop(cause error) {
+	ts.mu.Lock()
+	ts.stopped = true
+	ts.mu.Unlock()
 	ts.cancel(cause)
 	ts.wg.Wait()
 }
 
-// start runs f in the background and returns the task's id at once.
-func (ts *tasks) start(typ, id string, f func(context.Context, *task) error) string {
-	now := time.Now()
-	ctx, cancel := context.WithCancel(ts.ctx)
-	ts.mu.Lock()
-	ts.next++
-	upid := model.UPID(ts.node(), os.Getpid(), ts.next, now, typ, id, "root@pam")
-	t := &task{
-		rec:    model.Task{UPID: upid, Node: ts.node(), Type: typ, ID: id, User: "root@pam", Start: now.Unix()},
-		cancel: cancel, log: ts.log.With("task", typ, "id", id), done: make(chan struct{}),
+// Start runs f in the background and returns the task's id at once. f's context ends when somebody cancels the task, or with
+// Stop, whose cause it then carries. Errors: model.ErrUnavailable after Stop; f does not run then.
+func (ts *List) Start(typ, id string, f func(context.Context, *Task) error) (upid string, err error) {
+	ctx, t, err := ts.register(typ, id)
+	if err != nil {
+		return "", err
 	}
-	ts.all[upid] = t
-	ts.mu.Unlock()
-	t.logf("%s %s on node %s", typ, id, ts.node())
+	t.Logf("%s %s on node %s", typ, id, ts.node())
 	ts.save(t)
-	ts.wg.Add(1)
 	go func() {
 		defer ts.wg.Done()
-		defer cancel()
+		defer t.cancel()
 		t.finish(f(ctx, t))
 		ts.save(t)
 		ts.trim()
 		close(t.done)
 	}()
-	return upid
+	return t.UPID(), nil
 }
 
-func (t *task) logf(format string, args ...any) {
+// register makes a task that Stop waits for.
+func (ts *List) register(typ, id string) (context.Context, *Task, error) {
+	now, node := time.Now(), ts.node()
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	if ts.stopped {
+		return nil, nil, model.Errorf(model.ErrUnavailable, "the agent of node %s is stopping: try again in a moment", node)
+	}
+	ctx, cancel := context.WithCancel(ts.ctx)
+	ts.next++
+	t := &Task{
+		rec: model.Task{
+			UPID: model.UPID(node, os.Getpid(), ts.next, now, typ, id, "root@pam"), Node: node,
+			Type: typ, ID: id, User: "root@pam", Start: now.Unix(),
+		},
+		cancel: cancel, log: ts.log.With("task", typ, "id", id), done: make(chan struct{}),
+	}
+	ts.all[t.rec.UPID] = t
+	ts.wg.Add(1)
+	return ctx, t, nil
+}
+
+// Logf adds a line to the log.
+func (t *Task) Logf(format string, args ...any) {
 	line := fmt.Sprintf(format, args...)
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -134,20 +163,21 @@ func (t *task) logf(format string, args ...any) {
 	t.log.Info(line)
 }
 
-// upid is the task's id.
-func (t *task) upid() string {
+// UPID is the task's id.
+func (t *Task) UPID() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.rec.UPID
 }
 
-func (t *task) progress(p model.MigrationProgress) {
+// Progress says how far a migration is.
+func (t *Task) Progress(p model.MigrationProgress) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.rec.Progress = &p
 }
 
-func (t *task) finish(err error) {
+func (t *Task) finish(err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.err = err
@@ -161,23 +191,27 @@ func (t *task) finish(err error) {
 	t.lines = append(t.lines, last)
 }
 
-func (ts *tasks) save(t *task) {
+func (ts *List) save(t *Task) {
 	t.mu.Lock()
 	s := storedTask{Task: t.rec, Lines: append([]string(nil), t.lines...)}
 	t.mu.Unlock()
-	if err := saveJSON(ts.file(s.UPID), s); err != nil {
+	data, err := json.MarshalIndent(s, "", "  ")
+	if err == nil {
+		err = sys.WriteFile(ts.file(s.UPID), append(data, '\n'))
+	}
+	if err != nil {
 		ts.log.Warn("task record not written", "upid", s.UPID, "err", err)
 	}
 }
 
-func (ts *tasks) trim() {
+func (ts *List) trim() {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
-	if len(ts.all) <= keptTasks {
+	if len(ts.all) <= kept {
 		return
 	}
 	list := ts.sortedLocked()
-	for _, t := range list[keptTasks:] {
+	for _, t := range list[kept:] {
 		if t.End != 0 {
 			delete(ts.all, t.UPID)
 			if err := os.Remove(ts.file(t.UPID)); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -187,7 +221,7 @@ func (ts *tasks) trim() {
 	}
 }
 
-func (ts *tasks) sortedLocked() []model.Task {
+func (ts *List) sortedLocked() []model.Task {
 	out := make([]model.Task, 0, len(ts.all))
 	for _, t := range ts.all {
 		t.mu.Lock()
@@ -203,8 +237,8 @@ func (ts *tasks) sortedLocked() []model.Task {
 	return out
 }
 
-// waitErr blocks until the task ended and returns what its function returned.
-func (ts *tasks) waitErr(ctx context.Context, upid string) error {
+// Wait blocks until the task ended and returns what its function returned.
+func (ts *List) Wait(ctx context.Context, upid string) error {
 	t, err := ts.find(upid)
 	if err != nil {
 		return err
@@ -219,7 +253,7 @@ func (ts *tasks) waitErr(ctx context.Context, upid string) error {
 	return t.err
 }
 
-func (ts *tasks) find(upid string) (*task, error) {
+func (ts *List) find(upid string) (*Task, error) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	t := ts.all[upid]
@@ -230,14 +264,14 @@ func (ts *tasks) find(upid string) (*task, error) {
 }
 
 // ListTasks implements api.Tasks, newest first.
-func (ts *tasks) ListTasks(context.Context) ([]model.Task, error) {
+func (ts *List) ListTasks(context.Context) ([]model.Task, error) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	return ts.sortedLocked(), nil
 }
 
 // Task implements api.Tasks.
-func (ts *tasks) Task(_ context.Context, upid string) (model.Task, error) {
+func (ts *List) Task(_ context.Context, upid string) (model.Task, error) {
 	t, err := ts.find(upid)
 	if err != nil {
 		return model.Task{}, err
@@ -248,7 +282,7 @@ func (ts *tasks) Task(_ context.Context, upid string) (model.Task, error) {
 }
 
 // TaskLog implements api.Tasks; limit 0 means all.
-func (ts *tasks) TaskLog(_ context.Context, upid string, start, limit int) ([]api.LogLine, int, error) {
+func (ts *List) TaskLog(_ context.Context, upid string, start, limit int) ([]api.LogLine, int, error) {
 	t, err := ts.find(upid)
 	if err != nil {
 		return nil, 0, err
@@ -263,7 +297,7 @@ func (ts *tasks) TaskLog(_ context.Context, upid string, start, limit int) ([]ap
 }
 
 // CancelTask implements api.Tasks: it asks the task to stop; what that means is the task's business. An ended one is left as it is.
-func (ts *tasks) CancelTask(_ context.Context, upid string) error {
+func (ts *List) CancelTask(_ context.Context, upid string) error {
 	t, err := ts.find(upid)
 	if err != nil {
 		return err
@@ -273,7 +307,7 @@ func (ts *tasks) CancelTask(_ context.Context, upid string) error {
 		return nil
 	default:
 	}
-	t.logf("asked to stop")
+	t.Logf("asked to stop")
 	t.cancel()
 	return nil
 }
