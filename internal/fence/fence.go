@@ -108,7 +108,7 @@ func (p power) watch(ctx context.Context, ev *fence.Evidence) (settled bool, err
 		if r.Power == fence.Off {
 			wait = p.method.OffFor()
 		} else if again.Err() != nil {
-			return false, ctx.Err()
+			return false, context.Cause(ctx)
 		}
 		if perr := pause(ctx, wait); perr != nil {
 			return false, errors.Join(perr, err)

@@ -228,8 +228,9 @@ func (s *Set) complete(p fence.Proof) bool {
 func (sd *Said) fail(err error) { sd.Err, sd.Reason = err, err.Error() }
 
 // try uses one method and judges what it brought.
-func (s *Set) try(ctx context.Context, e *entry, signs Signs, what use) Said {
-	said, start := Said{Method: e.Name}, s.now()
+func (s *Set) try(ctx context.Context, e *entry, signs Signs, what use) (said Said) {
+	start := s.now()
+	said.Method = e.Name
 	defer func() { said.Took = s.now() - start }()
 	var err error
 	if said.Grade, err = e.Grade(); err != nil {
