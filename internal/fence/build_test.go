@@ -46,12 +46,12 @@ func parse(t *testing.T, text string) []pveconf.FenceMethod {
 }
 
 func ipmiSection(address, more string) string {
-	return "ipmi: bmc\n\tnode n2\n\taddress " + address + "\n\tuser admin\n\tpassword-file priv/fence/n2\n\ttimeout 3\n\task-timeout 1\n" + more
+	return "ipmi: bmc\n\tnode n2\n\taddress " + address + "\n\tuser admin\n\tpassword-file priv/fence/n2\n\ttimeout 3\n\task-timeout 1\n\tverify-gap 0.4\n" + more
 }
 
 func redfishSection(address, pin, more string) string {
 	return "redfish: bmc\n\tnode n2\n\taddress " + address + "\n\tfingerprint " + pin +
-		"\n\tuser sauh\n\tpassword-file priv/fence/n2\n\ttimeout 3\n\task-timeout 1\n" + more
+		"\n\tuser sauh\n\tpassword-file priv/fence/n2\n\ttimeout 3\n\task-timeout 1\n\tverify-gap 0.4\n" + more
 }
 
 var n2 = fence.Node{Name: "n2", UUID: uuid}

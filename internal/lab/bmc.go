@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"sauh.dev/sauh/internal/core/fence"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
 	"sauh.dev/sauh/internal/fence/fencetest/bmc"
@@ -210,6 +211,7 @@ func fenceConfig(st Status) (string, error) {
 		}
 		m := pveconf.NewFenceMethod(pveconf.FenceRedfish, n.Node+"-bmc")
 		m.Nodes, m.Address, m.User = []string{n.Node}, net.JoinHostPort(n.BMC.Address, bmcPort), BMCUser
+		m.VerifyGap = fence.RehearsedGap // these BMCs say off when no process is left
 		m.PasswordFile, m.Fingerprint, m.UUID = BMCPasswordFile+"-"+n.Node, n.BMC.Fingerprint, n.BMC.UUID
 		methods = append(methods, m)
 	}

@@ -128,7 +128,7 @@ func TestTheRoomsFenceConfigNamesEachNodesBMC(t *testing.T) {
 		{Node: "n1", BMC: &BMCStatus{Address: BMCAddress(1), UUID: "11111111-2222-4333-8444-555555555555", Fingerprint: pin}},
 	}})
 	want := "redfish: n1-bmc\n\tnode n1\n\taddress 10.10.1.65:443\n\tuser sauh\n\tpassword-file priv/fence/lab-n1\n" +
-		"\tuuid 11111111-2222-4333-8444-555555555555\n\tfingerprint " + pin + "\n"
+		"\tuuid 11111111-2222-4333-8444-555555555555\n\tverify-gap 0.4\n\tfingerprint " + pin + "\n"
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}

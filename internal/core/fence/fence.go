@@ -76,7 +76,7 @@ type Method struct {
 	UUID string `json:"uuid,omitempty"`
 	// AnyUUID: a person said that this BMC cannot be identified and is to be trusted once it was rehearsed by switching.
 	AnyUUID bool `json:"any_uuid,omitempty"`
-	// Gap is the time between the two readings of off.
+	// Gap is the time between the two readings of off that a person asked for, 0 for none; see OffFor.
 	Gap time.Duration `json:"gap_ns"`
 	// Digest names the configuration, so that a rehearsal of another one does not count.
 	Digest string `json:"digest"`
@@ -131,12 +131,29 @@ func (m Method) Grade() (Grade, error) {
 	return Worthless, fmt.Errorf("%w: with uuid any it counts only after a rehearsal that switched the node off: run `sauh ha fence-test %s --switch`", ErrRehearsalFailed, m.Node)
 }
 
-// OffFor is how long off must last: the gap, and for a BMC that was seen to say off too early twice that.
+// How long off must last where nobody says otherwise. Power supplies hold for some 20 ms, but a BMC may
+// say what it was told to do rather than what is. So one that nobody saw switching is given long.
+const (
+	RehearsedGap = 400 * time.Millisecond
+	UntriedGap   = 2 * time.Second
+)
+
+// OffFor is how long off must last to be believed: the gap asked for or a default, and never less than twice the time by
+// which the BMC was seen to say off too early.
 func (m Method) OffFor() time.Duration {
-	if m.counts() {
-		return max(m.Gap, 2*m.Rehearsal.Early)
+	switched := m.counts() && m.Rehearsal.Switched
+	gap := m.Gap
+	switch {
+	case gap > 0:
+	case switched:
+		gap = RehearsedGap
+	default:
+		gap = UntriedGap
 	}
-	return m.Gap
+	if switched {
+		gap = max(gap, 2*m.Rehearsal.Early)
+	}
+	return gap
 }
 
 // Digest names a configuration's text.

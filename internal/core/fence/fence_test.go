@@ -83,7 +83,7 @@ func TestWhatIsNoProof(t *testing.T) {
 		{"a renewal at that instant", bmc(), off(1000*ms, 2000*ms), []fence.Sign{{Kind: fence.Renewal, At: 1000 * ms}}, fence.ErrAlive},
 		{"a watcher after it", bmc(), off(1000*ms, 2000*ms), []fence.Sign{{Kind: fence.Beacon, At: 1}, {Kind: fence.Watcher, At: 1500 * ms}}, fence.ErrAlive},
 		{"a BMC that was seen to be early", with(func(m *fence.Method) {
-			m.Rehearsal = fence.Rehearsal{Digest: "d1", At: 5, Early: 700 * ms}
+			m.Rehearsal = fence.Rehearsal{Digest: "d1", At: 5, Switched: true, Early: 700 * ms}
 		}), off(1000*ms, 2000*ms), nil, fence.ErrNotVerified},
 		{"a storage that serves it", fence.Method{Kind: fence.Storage}, fence.Evidence{}, nil, fence.ErrNotOff},
 		{"a storage without its guests", fence.Method{Kind: fence.Storage}, fence.Evidence{Refusal: &fence.Refusal{At: 1}}, nil, fence.ErrNotCovered},
@@ -124,6 +124,29 @@ func TestWhatIsAProofAllTheSame(t *testing.T) {
 	}
 }
 
+func TestOffMustLastLongerUntilARehearsalSawTheMachineSwitched(t *testing.T) {
+	tried := func(r fence.Rehearsal) fence.Rehearsal { r.At, r.Digest = 5, "d1"; return r }
+	for _, c := range []struct {
+		gap       time.Duration
+		rehearsal fence.Rehearsal
+		want      time.Duration
+	}{
+		{0, fence.Rehearsal{}, fence.UntriedGap},
+		{0, tried(fence.Rehearsal{}), fence.UntriedGap},
+		{0, tried(fence.Rehearsal{Switched: true}), fence.RehearsedGap},
+		{0, fence.Rehearsal{At: 5, Digest: "another", Switched: true}, fence.UntriedGap},
+		{0, tried(fence.Rehearsal{Switched: true, Early: 3 * time.Second}), 6 * time.Second},
+		{time.Second, fence.Rehearsal{}, time.Second},
+		{time.Second, tried(fence.Rehearsal{Switched: true, Early: 800 * ms}), 1600 * ms},
+	} {
+		m := bmc()
+		m.Gap, m.Rehearsal = c.gap, c.rehearsal
+		if got := m.OffFor(); got != c.want {
+			t.Errorf("gap %v, rehearsal %+v: %v, want %v", c.gap, c.rehearsal, got, c.want)
+		}
+	}
+}
+
 func TestARefusalCoversItsGuestsAndOnlyAWatcherContradictsIt(t *testing.T) {
 	m := fence.Method{Name: "ceph: c", Node: "n2", Kind: fence.Storage}
 	ev := fence.Evidence{Refusal: &fence.Refusal{At: 1000 * ms, Guests: []model.VMID{100, 102}}}
@@ -155,8 +178,12 @@ func TestOnlyGuestsWhoseWritableDisksAreAllThereAreKeptFromWriting(t *testing.T)
 		disks []fence.Disk
 		want  bool
 	}{
-		{[]fence.Disk{rbd}, true}, {[]fence.Disk{rbd, iso}, true}, {[]fence.Disk{rbd, local}, false}, {[]fence.Disk{local}, false},
-		{[]fence.Disk{iso}, false}, {nil, false},
+		{[]fence.Disk{rbd}, true},
+		{[]fence.Disk{rbd, iso}, true},
+		{[]fence.Disk{rbd, local}, false},
+		{[]fence.Disk{local}, false},
+		{[]fence.Disk{iso}, false},
+		{nil, false},
 	} {
 		if got := fence.AllOn([]string{"rbd"}, c.disks); got != c.want {
 			t.Errorf("%v: %v", c.disks, got)

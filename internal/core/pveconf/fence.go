@@ -39,7 +39,7 @@ type FenceMethod struct {
 	PasswordFile string // path below priv/, "priv/fence/n2"
 	// UUID is the system UUID that the BMC names; "" means the node's own, "any" that it cannot be told.
 	UUID string
-	// VerifyGap is the time between the two readings of off.
+	// VerifyGap is the time between the two readings of off; 0 leaves it to what the rehearsal found.
 	VerifyGap time.Duration
 	Cipher    int // of IPMI: 17, 3, or 0 for both in this order
 
@@ -69,11 +69,11 @@ func (m FenceMethod) For(node string) bool {
 	return m.Unsupported == "" && !m.Disable && (len(m.Nodes) == 0 || slices.Contains(m.Nodes, node))
 }
 
-// Defaults of ha/fence.cfg. A BMC answers within some 100 ms and takes one to five seconds to switch.
+// Defaults of ha/fence.cfg. A BMC answers within some 100 ms and takes one to five seconds to switch; asking includes that
+// off is verified.
 const (
-	fenceAskTimeout = 2 * time.Second
+	fenceAskTimeout = 5 * time.Second
 	fenceTimeout    = 10 * time.Second
-	fenceVerifyGap  = 400 * time.Millisecond
 )
 
 // ParseFence reads ha/fence.cfg. Sections of an unknown type are returned with Unsupported set; everything else
@@ -186,7 +186,7 @@ func (m *FenceMethod) readBMC(s Section) error {
 		}
 	}
 	var err error
-	if m.VerifyGap, err = s.seconds("verify-gap", fenceVerifyGap, 50*time.Millisecond, time.Minute); err != nil {
+	if m.VerifyGap, err = s.seconds("verify-gap", 0, 50*time.Millisecond, time.Minute); err != nil {
 		return err
 	}
 	if m.VerifyGap >= m.Timeout {
@@ -383,7 +383,7 @@ func (m FenceMethod) values() map[string]string {
 	v := map[string]string{
 		"order": number(m.Order), "delay": seconds(m.Delay, 0), "comment": m.Comment,
 		"timeout": seconds(m.Timeout, fenceTimeout), "ask-timeout": seconds(m.AskTimeout, fenceAskTimeout),
-		"verify-gap": seconds(m.VerifyGap, fenceVerifyGap), "address": m.Address, "user": m.User,
+		"verify-gap": seconds(m.VerifyGap, 0), "address": m.Address, "user": m.User,
 		"password-file": m.PasswordFile, "uuid": m.UUID, "cipher": number(m.Cipher), "fingerprint": m.Fingerprint,
 		"system": m.System, "node": strings.Join(m.Nodes, ","), "nodes": strings.Join(m.Nodes, ","),
 		"storages": strings.Join(m.Storages, ","), "conf": m.Conf,
@@ -405,8 +405,6 @@ func NewFenceMethod(typ, id string) FenceMethod {
 	m := FenceMethod{Type: typ, ID: id, Timeout: fenceTimeout, AskTimeout: fenceAskTimeout}
 	if typ == FenceCeph {
 		m.Conf, m.CephUser = "/etc/ceph/ceph.conf", "admin"
-	} else {
-		m.VerifyGap = fenceVerifyGap
 	}
 	return m
 }

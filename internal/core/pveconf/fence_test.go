@@ -54,17 +54,17 @@ func TestFenceConfigIsRead(t *testing.T) {
 	}
 	want := []pveconf.FenceMethod{
 		{
-			Type: "redfish", ID: "n2-bmc", Nodes: []string{"n2"}, Timeout: 10 * time.Second, AskTimeout: 2 * time.Second,
-			Address: "10.10.1.66:8443", User: "sauh", PasswordFile: "priv/fence/n2", VerifyGap: 400 * time.Millisecond,
+			Type: "redfish", ID: "n2-bmc", Nodes: []string{"n2"}, Timeout: 10 * time.Second, AskTimeout: 5 * time.Second,
+			Address: "10.10.1.66:8443", User: "sauh", PasswordFile: "priv/fence/n2",
 			Fingerprint: pin, System: "/redfish/v1/Systems/1", Session: true,
 		},
 		{
-			Type: "ipmi", ID: "n3-bmc", Nodes: []string{"n3"}, Timeout: 10 * time.Second, AskTimeout: 2 * time.Second,
+			Type: "ipmi", ID: "n3-bmc", Nodes: []string{"n3"}, Timeout: 10 * time.Second, AskTimeout: 5 * time.Second,
 			Address: "10.10.1.67:623", User: "sauh", PasswordFile: "priv/fence/n3", VerifyGap: 1500 * time.Millisecond,
 			UUID: "4c4c4544-004a-3810-8051-b4c04f433232", Cipher: 17, Order: 1, Delay: 2 * time.Second,
 		},
 		{
-			Type: "ceph", ID: "rbd", Nodes: []string{"n1", "n2"}, Timeout: 20 * time.Second, AskTimeout: 2 * time.Second,
+			Type: "ceph", ID: "rbd", Nodes: []string{"n1", "n2"}, Timeout: 20 * time.Second, AskTimeout: 5 * time.Second,
 			Disable: true, Storages: []string{"fast", "slow"}, Conf: "/etc/ceph/ceph.conf", CephUser: "admin",
 		},
 		{Type: "plug", ID: "strange", Unsupported: `fencing by "plug" is not supported by this version: only ipmi, redfish and ceph are`},

@@ -33,7 +33,7 @@ const lasting = 5 * 365 * 24 * time.Hour
 // parallel is how many rbd processes run at once; each takes some 60 ms.
 const parallel = 8
 
-// ErrAddress: a node has no address that could be refused.
+// ErrAddress means that a node has no address that could be refused.
 var ErrAddress = errors.New("the node has no address for the blocklist")
 
 // Config says whom to refuse, and how the cluster is reached.
