@@ -29,6 +29,7 @@ type fake struct {
 	fails           int  // status questions that fail
 
 	power  core.PowerState
+	offAt  time.Time // when an order takes effect
 	orders int
 	asked  int
 }
@@ -44,6 +45,9 @@ type timed struct {
 
 func (b timed) Status(ctx context.Context) (core.Reading, error) {
 	r := core.Reading{Power: b.power, UUID: b.id, Asked: b.now()}
+	if !b.offAt.IsZero() && !time.Now().Before(b.offAt) {
+		r.Power = core.Off
+	}
 	b.asked++
 	if b.deaf {
 		<-time.After(b.delay)
@@ -70,7 +74,9 @@ func (b timed) PowerOff(ctx context.Context, same func(string) error) error {
 	if b.forgets && b.orders == 1 {
 		return nil
 	}
-	time.AfterFunc(b.offAfter, func() { b.power = core.Off })
+	if b.offAt.IsZero() {
+		b.offAt = time.Now().Add(b.offAfter)
+	}
 	return nil
 }
 

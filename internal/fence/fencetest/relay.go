@@ -16,10 +16,13 @@ type Relay struct {
 	target string
 
 	mu      sync.Mutex
-	answers func([]byte) [][]byte   // guarded by mu
-	asked   func([]byte) [][]byte   // guarded by mu
+	answers filter                  // guarded by mu
+	asked   filter                  // guarded by mu
 	clients map[string]*net.UDPConn // by the client's address; guarded by mu
 }
+
+// filter is what becomes of a datagram; the relay's mu is held.
+type filter func([]byte) [][]byte
 
 // StartRelay starts a relay to target on loopback; it ends with the test. A target of "" is a black hole.
 func StartRelay(t *testing.T, target string) *Relay {
@@ -71,21 +74,21 @@ func (r *Relay) forward(wg *sync.WaitGroup) {
 		if err != nil {
 			continue
 		}
-		r.mu.Lock()
-		f := r.asked
-		r.mu.Unlock()
-		for _, b := range pass(f, buf[:n]) {
+		for _, b := range r.pass(buf[:n], func() filter { return r.asked }) {
 			_, _ = upstream.Write(b)
 		}
 	}
 }
 
-func pass(f func([]byte) [][]byte, b []byte) [][]byte {
+// pass calls one filter at a time, so that a test's filters may share what they know.
+func (r *Relay) pass(b []byte, chosen func() filter) [][]byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	b = slices.Clone(b)
-	if f == nil {
-		return [][]byte{b}
+	if f := chosen(); f != nil {
+		return f(b)
 	}
-	return f(b)
+	return [][]byte{b}
 }
 
 // upstream is the client's own connection to the BMC.
@@ -115,10 +118,7 @@ func (r *Relay) back(c *net.UDPConn, to net.Addr) {
 		if err != nil {
 			return
 		}
-		r.mu.Lock()
-		f := r.answers
-		r.mu.Unlock()
-		for _, b := range pass(f, buf[:n]) {
+		for _, b := range r.pass(buf[:n], func() filter { return r.answers }) {
 			_, _ = r.conn.WriteTo(b, to)
 		}
 	}
