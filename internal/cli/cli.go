@@ -45,7 +45,7 @@ type Main struct {
 	Hold func(socket string) error
 }
 
-// Run carries out one command line (without the program's name) and returns the exit status.
+// Run carries out one command line (without the program's name) and returns the exit status: 0, 1 after an error, 130 after Ctrl-C.
 // When ctx is done a running migration is cancelled and every other wait ends.
 func (m *Main) Run(ctx context.Context, args []string) int {
 	root := m.root()
@@ -58,15 +58,25 @@ func (m *Main) Run(ctx context.Context, args []string) int {
 		return 0
 	}
 	fmt.Fprintln(m.Stderr, "sauh: "+sentence(err))
+	if ctx.Err() != nil {
+		return interrupted
+	}
 	return 1
 }
+
+// interrupted is the exit status after Ctrl-C, as shells have it.
+const interrupted = 130
 
 // sentence makes sure that an error is one line.
 func sentence(err error) string {
 	if errors.Is(err, context.Canceled) {
 		return "interrupted"
 	}
-	return strings.Join(strings.Fields(err.Error()), " ")
+	text := strings.Join(strings.Fields(err.Error()), " ")
+	if flags, ok := strings.CutPrefix(text, "required flag(s) "); ok {
+		return "missing: " + strings.ReplaceAll(strings.TrimSuffix(flags, " not set"), `"`, "--")
+	}
+	return text
 }
 
 func (m *Main) root() *cobra.Command {
@@ -78,8 +88,42 @@ func (m *Main) root() *cobra.Command {
 	refuseUnknown(root)
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, "%v", err) })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, "%s", flagSentence(err)) })
+	root.SetHelpCommand(helpCommand())
+	root.Version = m.Version.Version
 	return root
+}
+
+// flagSentence says what kind of value a flag wants; the flag library prints what Go's parsers said.
+func flagSentence(err error) string {
+	text := err.Error()
+	value, rest, ok := strings.Cut(strings.TrimPrefix(text, "invalid argument "), " for ")
+	flag, cause, ok2 := strings.Cut(rest, " flag: ")
+	if !ok || !ok2 {
+		return text
+	}
+	flag = strings.Trim(flag, `"`)
+	switch {
+	case strings.HasPrefix(cause, "strconv.Parse"):
+		return flag + ": " + value + " is not a whole number"
+	case strings.HasPrefix(cause, "time: "):
+		return flag + ": " + value + " is not a length of time: write a number and s, m or h, such as 90s or 1h30m"
+	}
+	return text
+}
+
+// helpCommand is `sauh help`, which refuses a command that does not exist.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "help [COMMAND...]", Short: "Explain a command", Example: "  sauh help vm migrate", Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return usageError(cmd.Root(), "there is no command '%s %s'", cmd.Root().Name(), strings.Join(args, " "))
+			}
+			return about.Help()
+		},
+	}
 }
 
 // group is a command that only has others below it.

@@ -27,7 +27,7 @@ func imageBuildCommand() *cobra.Command {
 		Short: "Build a raw disk image that boots the probe guest",
 		Long: "Build a raw disk image that boots Debian's cloud kernel with the probe guest as its init.\n" +
 			"With --ip the image gets that address; without it, it does not boot until it was given one.",
-		Args: cobra.NoArgs,
+		Args: takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			config, err := imageConfig(ip, gateway, hostname)
 			if err != nil {

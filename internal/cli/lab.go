@@ -36,8 +36,11 @@ func labUp(name *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Build the room and boot its nodes",
-		Args:  cobra.NoArgs,
+		Args:  takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if config.Nodes < 1 {
+				return usageError(cmd, "--nodes is at least 1, not %d", config.Nodes)
+			}
 			config.Name = *name
 			for _, s := range units {
 				u, err := lab.ParseUnit(s)
@@ -66,7 +69,7 @@ func labDown(name *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "down",
 		Short: "Remove the room and everything in it, also after a crash",
-		Args:  cobra.NoArgs,
+		Args:  takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			removed, err := lab.Down(cmd.Context(), *name, keep)
 			for _, what := range removed {
@@ -87,10 +90,10 @@ func labStatus(name *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show nodes, power, links and partitions",
-		Args:  cobra.NoArgs,
+		Args:  takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "text" && output != "json" {
-				return fmt.Errorf("%q is not an output format: use text or json", output)
+			if output != "table" && output != "json" {
+				return usageError(cmd, "--output is table or json, not %q", output)
 			}
 			r, err := lab.Open(cmd.Context(), *name)
 			if err != nil {
@@ -108,7 +111,7 @@ func labStatus(name *string) *cobra.Command {
 			return printRoom(cmd.OutOrStdout(), st)
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "how to print: table or json")
 	return cmd
 }
 
@@ -150,11 +153,13 @@ func labExec(name *string) *cobra.Command {
 		Use:     "exec NODE -- COMMAND [ARGUMENT...]",
 		Short:   "Run a command in a node, or in the room itself (exec room)",
 		Example: "  sauh lab exec n1 -- sauh cluster status\n  sauh lab exec room -- ping 10.10.1.1",
-		Args:    cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			argv := args[1:]
-			if argv[0] == "--" {
+			argv := args[min(1, len(args)):]
+			if len(argv) > 0 && argv[0] == "--" {
 				argv = argv[1:]
+			}
+			if len(argv) == 0 {
+				return usageError(cmd, "%s needs NODE and COMMAND", cmd.CommandPath())
 			}
 			r, err := lab.Open(cmd.Context(), *name)
 			if err != nil {
@@ -180,7 +185,7 @@ func labPower(name *string) *cobra.Command {
 	return &cobra.Command{
 		Use:       "power NODE on|off|cycle|reset",
 		Short:     "Switch a node's power",
-		Args:      cobra.ExactArgs(2),
+		Args:      takes("NODE", strings.Join(actions, "|")),
 		ValidArgs: actions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !slices.Contains(actions, args[1]) {
@@ -218,7 +223,7 @@ func labLink(name *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "link NODE mgmt|cluster|all up|down",
 		Short: "Plug a node's cables in or out at the switch",
-		Args:  cobra.ExactArgs(3),
+		Args:  takes("NODE", "mgmt|cluster|all", "up|down"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			network, err := lab.ParseNetwork(args[1])
 			if err != nil {
@@ -231,7 +236,11 @@ func labLink(name *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return r.Link(cmd.Context(), args[0], network, args[2] == "up")
+			if err := r.Link(cmd.Context(), args[0], network, args[2] == "up"); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "cables of %s, network %s: %s\n", args[0], args[1], args[2])
+			return nil
 		},
 	}
 }
@@ -244,7 +253,7 @@ func labBMC(name *string) *cobra.Command {
 			"answers; lie: it says off and switches nothing; wrong: it is cabled to the next node; dead: it has no power;\n" +
 			"tied: it loses its power with the node; late: each answer takes 3 s; early: it says off 1 s before it is.",
 		Example: "  sauh lab bmc\n  sauh lab bmc n2 hang\n  sauh lab bmc config",
-		Args:    cobra.MaximumNArgs(2),
+		Args:    takesOptional(0, "NODE", "FAULT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 && args[0] != "config" {
 				return fmt.Errorf("%s: name a fault too, such as `sauh lab bmc %s hang`", args[0], args[0])
@@ -296,13 +305,18 @@ func labPartition(name *string) *cobra.Command {
 		Long: "Drop packets between groups of nodes in the switches. A group is a list such as n2,n3; nodes in no\n" +
 			"group keep all their connections. Partitions add up until heal.",
 		Example: "  sauh lab partition n1 n2,n3\n  sauh lab partition --one-way n1 n2\n  sauh lab partition heal",
-		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
 			if p.Network, err = lab.ParseNetwork(network); err != nil {
 				return err
 			}
-			heal := len(args) == 1 && args[0] == "heal"
+			heal := len(args) > 0 && args[0] == "heal"
+			if heal && len(args) > 1 {
+				return usageError(cmd, "heal ends all partitions and takes no argument, not %q", args[1])
+			}
+			if !heal && len(args) < 2 {
+				return usageError(cmd, "%s needs two groups of nodes, such as n1 n2,n3, or heal", cmd.CommandPath())
+			}
 			if !heal {
 				p.Groups = parseGroups(args)
 			}
@@ -311,9 +325,21 @@ func labPartition(name *string) *cobra.Command {
 				return err
 			}
 			if heal {
-				return r.Heal(cmd.Context())
+				if err := r.Heal(cmd.Context()); err != nil {
+					return err
+				}
+				fmt.Fprintln(cmd.OutOrStdout(), "no partition is left")
+				return nil
 			}
-			return r.Partition(cmd.Context(), p)
+			if err := r.Partition(cmd.Context(), p); err != nil {
+				return err
+			}
+			arrow := "↔"
+			if p.OneWay {
+				arrow = "→"
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "dropped on network %s: %s\n", network, strings.Join(args, " "+arrow+" "))
+			return nil
 		},
 	}
 	cmd.Flags().BoolVar(&p.OneWay, "one-way", false, "drop only packets from earlier groups to later ones")

@@ -67,13 +67,18 @@ func printNode(w io.Writer, in api.NodeInfo) {
 	if in.AccelReason != "" {
 		accel += " (" + in.AccelReason + ")"
 	}
-	facts(w, "Node", in.Node, "Uptime", seconds(in.UptimeSec), "CPU", fmt.Sprintf("%s of %d", units.FormatPercent(in.CPU), in.CPUs),
-		"Memory", units.FormatBytes(in.MemoryUsed)+" of "+units.FormatBytes(in.MemoryTotal), "Sauh", in.Version, "QEMU", in.QEMU,
-		"Acceleration", accel, "Agent's process", number(in.AgentPID), "Cluster member", yesNo(in.ClusterMember))
-	g := in.Guard
+	pairs := []string{
+		"Node", in.Node, "Uptime", seconds(in.UptimeSec), "CPU", fmt.Sprintf("%s of %d", units.FormatPercent(in.CPU), in.CPUs),
+		"Memory", units.FormatBytes(in.MemoryUsed) + " of " + units.FormatBytes(in.MemoryTotal), "Sauh", in.Version, "QEMU", in.QEMU,
+		"Acceleration", accel, "Agent's process", number(in.AgentPID), "Cluster member", yesNo(in.ClusterMember),
+	}
+	facts(w, append(pairs, guardFacts(in.Guard)...)...)
+}
+
+// guardFacts are the lines about a node's guard.
+func guardFacts(g api.GuardStatus) []string {
 	if !g.Connected {
-		facts(w, "Guard", "does not answer: this node can run no protected guests; start it with 'systemctl start sauh-guard' or 'sauh guard'")
-		return
+		return []string{"Guard", "does not answer: this node can run no protected guests; start it with 'systemctl start sauh-guard' or 'sauh guard'"}
 	}
 	lease := "passed " + (-time.Duration(g.LeaseMS) * time.Millisecond).String() + " ago"
 	if g.LeaseMS >= 0 {
@@ -83,6 +88,8 @@ func printNode(w io.Writer, in api.NodeInfo) {
 	if g.WatchdogSec > 0 {
 		watchdog += ", " + seconds(int64(g.WatchdogSec))
 	}
-	facts(w, "Guard", "connected", "Epoch", strconv.FormatUint(g.Epoch, 10), "Lease", lease, "Watchdog", watchdog,
-		"Frozen guests", strings.Join(g.Frozen, ", "))
+	return []string{
+		"Guard", "connected", "Epoch", strconv.FormatUint(g.Epoch, 10), "Lease", lease, "Watchdog", watchdog,
+		"Frozen guests", strings.Join(g.Frozen, ", "),
+	}
 }

@@ -19,7 +19,7 @@ import (
 // ProbeCommand is `sauh lab probe`: one program for each thing that is
 // measured at a probe guest. Each writes JSON lines until it gets SIGTERM or SIGINT, then a summary.
 func ProbeCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "probe", Short: "Measure a probe guest from outside", Hidden: true}
+	cmd := &cobra.Command{Use: "probe", Short: "Measure a probe guest from outside"}
 	cmd.AddCommand(probeEcho(), probeStream(), probeDownload(), probeLedger(), probeVerify())
 	return cmd
 }
@@ -48,7 +48,7 @@ func runProbe[S any, P prober[S]](cmd *cobra.Command, out string, prepare func(i
 
 // probeFlags adds the flags that all probes have.
 func probeFlags(cmd *cobra.Command, target, out *string) *cobra.Command {
-	cmd.Args = cobra.NoArgs
+	cmd.Args = takes()
 	cmd.Flags().StringVar(target, "target", "", "the guest's address, with a port if it is not the usual one")
 	cmd.Flags().StringVar(out, "out", "", "file for the JSON lines (default: standard output)")
 	_ = cmd.MarkFlagRequired("target") // the flag exists

@@ -38,6 +38,9 @@ func (m *Main) taskList() *cobra.Command {
 	cmd.Flags().IntVar(&limit, "limit", 50, "how many; 0 is all")
 	out := m.outputFlag(cmd)
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+		if limit < 0 {
+			return usageError(cmd, "--limit is 0 (all) or more, not %d", limit)
+		}
 		tasks, err := m.tasks(ctx, c, node)
 		if err != nil {
 			return err
@@ -47,9 +50,9 @@ func (m *Main) taskList() *cobra.Command {
 			tasks = tasks[:limit]
 		}
 		return out.print(tasks, func(w io.Writer) {
-			rows := [][]string{{"START", "END", "TYPE", "ID", "STATUS", "TASK"}}
+			rows := [][]string{{"START", "END", "TYPE", "ID", "TASK", "STATUS"}}
 			for _, t := range tasks {
-				rows = append(rows, []string{m.clock(t.Start), m.clock(t.End), t.Type, t.ID, taskState(t), t.UPID})
+				rows = append(rows, []string{m.clock(t.Start), m.clock(t.End), t.Type, t.ID, t.UPID, taskState(t)})
 			}
 			table(w, rows...)
 		})
