@@ -18,63 +18,21 @@ import (
 	"sauh.dev/sauh/internal/core/model"
 )
 
-// NodeState is what the caller knows of a node's liveness.
-type NodeState int
-
-// The states of a node; only Online nodes are chosen.
-const (
-	Offline NodeState = iota // never registered, or left in good order
-	Online
-	Suspect // silent for longer than usual
-	Fenced  // the cut was made and it has not registered again
-)
-
-// Node is a candidate.
-type Node struct {
-	Name  string
-	State NodeState
-	// MemoryMiB is the machine's memory; 0 means that the node has not told, and refuses it.
-	MemoryMiB int64
-	// Storages are those on which this node finds the volumes of guests that come from other nodes.
-	Storages []string
-}
-
-// Guest is a guest that has a place: it counts with its configured memory, running or not.
-type Guest struct {
-	VMID      model.VMID
-	Node      string
-	MemoryMiB int64
-}
-
-// Cluster is all that Choose looks at.
-type Cluster struct {
-	Nodes  []Node
-	Guests []Guest
-	// ReserveMiB is the memory of each node that guests must not take.
-	ReserveMiB int64
-}
-
-// Request is the guest that needs a place. If the cluster lists it already, it does not count against itself.
-type Request struct {
-	VMID      model.VMID
-	MemoryMiB int64
-	Storages  []string // that the node must have
-	// Exclude maps a node to the reason why it must not be chosen.
-	Exclude map[string]string
-}
-
-// Verdict is what Choose thinks of one node.
+// Verdict is what a placement thinks of one node.
 type Verdict struct {
 	Node string
-	// OK: the node could take the guest. Exactly one of the OK ones is Chosen.
+	// OK: the node could take the guest. Exactly one of the OK ones is Chosen, unless the guest had better stay.
 	OK     bool
 	Chosen bool
 	// Reason is a clause for a person: "n2 has no storage nas".
 	Reason string
-	// LoadPercent is the configured memory with the guest, in percent of the node's memory, and Guests their
-	// number without it. Both are 0 if the node was refused.
-	LoadPercent float64
+	// Guests is the number of other guests there, LoadPercent the configured memory with the guest in percent of the
+	// node's memory, and Score what Static and Dynamic think of it, 0 to 1, more is better. All are 0 if the node was refused.
 	Guests      int
+	LoadPercent float64
+	Score       float64
+	// Penalty is the weight of the soft rules that it would break.
+	Penalty int
 }
 
 // Choose returns the node with the least configured memory in percent of its own, the guest included;
@@ -188,7 +146,7 @@ func Plan(rs []Request, c Cluster) []Placement {
 		node, verdicts := Choose(r, c)
 		out = append(out, Placement{r, node, verdicts})
 		if node != "" {
-			c = c.with(Guest{r.VMID, node, r.MemoryMiB})
+			c = c.with(Guest{VMID: r.VMID, Node: node, MemoryMiB: r.MemoryMiB})
 		}
 	}
 	return out
