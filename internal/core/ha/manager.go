@@ -145,7 +145,7 @@ func (d *decision) manage() {
 		d.move(g)
 	}
 	for _, g := range plan.stuck {
-		d.status(g.guest.VMID, Status{StatusRecovery, g.guest.Node, g.reason})
+		d.status(g.guest.VMID, Status{State: StatusRecovery, Node: g.guest.Node, Reason: g.reason})
 	}
 }
 
@@ -289,7 +289,7 @@ func (d *decision) cut(m Member, guests []placed) {
 	}
 	d.out.add(Cut{m.Name, m.LiveRevision, lease.Cut(m.Live, d.self), m.Why})
 	for _, g := range guests {
-		d.status(g.guest.VMID, Status{StatusFence, m.Name, m.Name + " is being cut off, then the guest moves"})
+		d.status(g.guest.VMID, Status{State: StatusFence, Node: m.Name, Reason: m.Name + " is being cut off, then the guest moves"})
 	}
 }
 
@@ -312,7 +312,7 @@ func (d *decision) move(g placed) {
 // status reports what the manager thinks of a guest, if the record says something else.
 func (d *decision) status(id model.VMID, st Status) {
 	old := d.view.Statuses[id]
-	if old.Status != st {
-		d.out.add(SetStatus{id, old.Revision, st})
+	if !old.Says(st) {
+		d.out.add(SetStatus{VMID: id, IfRevision: old.Revision, Status: st})
 	}
 }

@@ -290,9 +290,9 @@ func (w *Worker) next(g Guest, state pveconf.HAState, prot Protected) Action {
 	case g.Local == "" && runs && !p.Guarded:
 		return Acknowledge{g.VMID, w.self, prot.Revision, g.Revision, true, "its record stands, and the guard does not know it"}
 	case state == pveconf.HAStarted && !runs:
-		return Start{g.VMID, t.attempts + 1, w.pills(g), startReason(t)}
+		return Start{VMID: g.VMID, Attempt: t.attempts + 1, Pills: w.pills(g), Reason: startReason(t)}
 	case state != pveconf.HAStarted && runs:
-		return Stop{g.VMID, "the requested state is " + string(state)}
+		return Stop{VMID: g.VMID, Reason: "the requested state is " + string(state)}
 	}
 	return nil
 }
@@ -351,8 +351,8 @@ func (t tries) status(wanted, runs bool) StatusState {
 }
 
 func (w *Worker) status(o *outbox, id model.VMID, state StatusState, reason string) {
-	st := Status{state, w.self, reason}
-	if old := w.view.Statuses[id]; old.Status != st {
-		o.add(SetStatus{id, old.Revision, st})
+	st := Status{State: state, Node: w.self, Reason: reason}
+	if old := w.view.Statuses[id]; !old.Says(st) {
+		o.add(SetStatus{VMID: id, IfRevision: old.Revision, Status: st})
 	}
 }
