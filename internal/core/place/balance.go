@@ -1,6 +1,7 @@
 package place
 
 import (
+	"math"
 	"time"
 )
 
@@ -67,7 +68,69 @@ type departure struct {
 }
 
 // Step looks at the cluster at now, on the clock of all other calls, and returns what to move. wake is when to look
-// again even if nothing changes, 0 for no such time. b itself stays as it is.
+// again even if nothing changes, 0 for no such time. The moves returned are taken to be carried out. b itself stays as it is.
 func (b Balancer) Step(now time.Duration, c Cluster, p BalanceParams) (next Balancer, moves []Move, wake time.Duration) {
-	return b, nil, 0
+	pl := NewPlanner(c)
+	if pl.Imbalance() <= p.Threshold {
+		b.bad = false
+		return b, nil, 0
+	}
+	if !b.bad {
+		b.bad, b.since = true, now
+	}
+	free := p.Moves - pl.moving()
+	if free <= 0 {
+		return b, nil, 0
+	}
+	if due := b.since + p.Hold; now < due {
+		return b, nil, due
+	}
+	b.since = now
+	moved := b.recent(now, p.Cooldown)
+	moves = pl.rebalance(p, free, func(sid, from, to string) bool { return back(moved, pl.guests[pl.bySID[sid]], to) })
+	for _, m := range moves {
+		g := pl.guests[pl.bySID[m.SID]]
+		moved[m.SID] = departure{now, m.From, g.UsedCPUs, float64(g.UsedMiB)}
+	}
+	b.moved = moved
+	return b, moves, now + p.Hold
+}
+
+// recent is a copy of what was moved within the cooldown.
+func (b Balancer) recent(now, cooldown time.Duration) map[string]departure {
+	out := make(map[string]departure, len(b.moved))
+	for sid, d := range b.moved {
+		if now-d.at < cooldown {
+			out[sid] = d
+		}
+	}
+	return out
+}
+
+// back reports whether to is the node that the guest left lately, while its own load has not changed by a quarter.
+func back(moved map[string]departure, g guest, to string) bool {
+	d, ok := moved[g.sid]
+	return ok && d.from == to && !changed(d.cpu, g.UsedCPUs) && !changed(d.mem, float64(g.UsedMiB))
+}
+
+func changed(before, now float64) bool { return math.Abs(now-before) > 0.25*max(before, now) }
+
+// moving counts the guests on their way; those that must share a node count once.
+func (p *Planner) moving() int {
+	n := 0
+	bundles := map[int]bool{}
+	for i := range p.guests {
+		g := &p.guests[i]
+		if g.Idle || g.target < 0 {
+			continue
+		}
+		if g.rules != nil && g.rules.Bundle > 0 {
+			if bundles[g.rules.Bundle] {
+				continue
+			}
+			bundles[g.rules.Bundle] = true
+		}
+		n++
+	}
+	return n
 }

@@ -1,12 +1,12 @@
-// Package place decides on which node a guest starts: request + cluster → node,
+// Package place decides on which node a guest runs: request + cluster → node,
 // and for every node the reason why it was refused or how it compares.
 //
-// It is pure and looks at configuration alone: memory that guests are allowed to use, not what they use
-// at the moment, so that the same question has the same answer on every node. It knows nothing of
-// leases or of how a guest gets to its place.
+// It is pure, and the same question has the same answer on every node. It knows nothing of
+// leases or of how a guest gets to its place, nor of how rules are written: that is package rules.
 //
 // Invariant: a node is chosen only if nothing speaks against it, and whoever is refused gets a
-// sentence. Start reading with [Choose].
+// sentence; no placement breaks a strict rule. Start reading with [Choose], then [Planner]; the semantics
+// of rules and scores stand in DESIGN.md.
 package place
 
 import (
@@ -14,8 +14,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-
-	"sauh.dev/sauh/internal/core/model"
 )
 
 // Verdict is what a placement thinks of one node.
@@ -35,40 +33,77 @@ type Verdict struct {
 	Penalty int
 }
 
-// Choose returns the node with the least configured memory in percent of its own, the guest included;
-// then the one with the fewest guests; then the first by name. It returns "" if every node is refused. The verdicts are
-// sorted: chosen, possible, refused, and by name among the refused.
+// Choose returns the best node for r: of the highest class of its node affinity that has one, with those it must be with
+// and away from those it must be apart from; then the one that breaks the fewest soft rules; then by the cluster's mode the one with
+// the fewest guests, or the best score for cpu and memory; then the first by name. It returns "" if every node is
+// refused, and the guest's own node if it had better stay. The verdicts are sorted: chosen, possible, refused, and by
+// name among the refused.
 func Choose(r Request, c Cluster) (node string, verdicts []Verdict) {
-	loads := c.loads(r.VMID)
-	for _, n := range c.Nodes {
-		verdicts = append(verdicts, judge(r, n, loads[n.Name], c.ReserveMiB))
-	}
-	slices.SortFunc(verdicts, func(a, b Verdict) int {
-		if a.OK != b.OK {
-			if a.OK {
-				return -1
-			}
-			return 1
-		}
-		return cmp.Or(cmp.Compare(a.LoadPercent, b.LoadPercent), cmp.Compare(a.Guests, b.Guests), cmp.Compare(a.Node, b.Node))
-	})
-	if len(verdicts) == 0 || !verdicts[0].OK {
-		return "", verdicts
-	}
-	verdicts[0].Chosen = true
-	return verdicts[0].Node, verdicts
+	return NewPlanner(c).Choose(r)
 }
 
-// judge looks at one node.
-func judge(r Request, n Node, l load, reserveMiB int64) Verdict {
-	v := Verdict{Node: n.Name}
-	if v.Reason = refusal(r, n, l.usedMiB, reserveMiB); v.Reason != "" {
-		return v
+// Choose is the function of that name, on the planner's cluster as it is by now.
+func (p *Planner) Choose(r Request) (node string, verdicts []Verdict) {
+	q := p.query(r)
+	d := p.decide(&q)
+	verdicts = p.verdicts(&q, d)
+	if d.node < 0 {
+		return "", verdicts
 	}
-	v.OK = true
-	v.Guests = l.guests
-	v.LoadPercent = 100 * float64(l.usedMiB+r.MemoryMiB) / float64(n.MemoryMiB)
-	v.Reason = fmt.Sprintf("%s has %s and would have %.0f %% of its memory configured", n.Name, otherGuests(l.guests), v.LoadPercent)
+	return p.nodes[d.node].Name, verdicts
+}
+
+// verdicts writes down what became of each node.
+func (p *Planner) verdicts(q *query, d decision) []Verdict {
+	out := make([]Verdict, 0, len(p.nodes))
+	if d.stay {
+		v := p.verdict(q, d.node)
+		v.Chosen, v.Reason = true, fmt.Sprintf("%s is on %s already", q.sid, v.Node)
+		out = append(out, v)
+	}
+	for _, n := range d.good {
+		if !d.stay || n != d.node {
+			v := p.verdict(q, n)
+			v.Chosen = n == d.node
+			out = append(out, v)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b Verdict) int { return cmp.Compare(btoi(b.Chosen), btoi(a.Chosen)) })
+	for n := range p.nodes {
+		if n != d.node && !slices.Contains(d.good, n) {
+			out = append(out, Verdict{Node: p.nodes[n].Name, Reason: p.why(q, n, d)})
+		}
+	}
+	return out
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// verdict is that of a node which could take the guest.
+func (p *Planner) verdict(q *query, n int) Verdict {
+	nd := &p.nodes[n]
+	v := Verdict{Node: nd.Name, OK: true, Guests: nd.guests, Penalty: p.s.penalty[n]}
+	used := nd.configuredMiB - p.ownMiB(q, n)
+	if q.self >= 0 && !p.guests[q.self].Idle && (p.guests[q.self].node == n || p.guests[q.self].target == n) {
+		v.Guests--
+	}
+	if nd.MemoryMiB > 0 {
+		v.LoadPercent = 100 * float64(used+q.memMiB) / float64(nd.MemoryMiB)
+	}
+	v.Reason = fmt.Sprintf("%s has %s and would have %.0f %% of its memory configured", nd.Name, otherGuests(v.Guests), v.LoadPercent)
+	if p.mode != Basic {
+		v.Score = p.s.score[n]
+		cpu, mem := p.load(n)
+		v.Reason += fmt.Sprintf(" (%s: %.0f %% of cpu and %.0f %% of memory now, score %.2f)", p.mode, 100*cpu, 100*mem, v.Score)
+	}
+	if v.Penalty > 0 {
+		v.Reason += fmt.Sprintf(", breaking soft rules of weight %d", v.Penalty)
+	}
 	return v
 }
 
@@ -79,84 +114,150 @@ func otherGuests(n int) string {
 	return fmt.Sprintf("%d other guests", n)
 }
 
-// load is the configured memory and the number of a node's guests.
-type load struct {
-	usedMiB int64
-	guests  int
-}
-
-// loads sums up each node's guests, without the one asked for.
-func (c Cluster) loads(without model.VMID) map[string]load {
-	out := make(map[string]load, len(c.Nodes))
-	for _, g := range c.Guests {
-		if g.VMID == without {
-			continue
-		}
-		l := out[g.Node]
-		out[g.Node] = load{l.usedMiB + g.MemoryMiB, l.guests + 1}
-	}
-	return out
-}
-
-// refusal is the first thing that speaks against n, "" if nothing does.
-func refusal(r Request, n Node, usedMiB, reserveMiB int64) string {
-	switch n.State {
-	case Online:
-	case Suspect:
-		return n.Name + " is silent"
-	case Fenced:
-		return n.Name + " is fenced"
-	default:
-		return n.Name + " is offline"
-	}
-	if why, ok := r.Exclude[n.Name]; ok {
-		return n.Name + " is excluded: " + why
-	}
-	for _, s := range r.Storages {
-		if !slices.Contains(n.Storages, s) {
-			return n.Name + " has no storage " + s
-		}
-	}
-	if n.MemoryMiB <= 0 {
-		return n.Name + " has not told how much memory it has"
-	}
-	if free := n.MemoryMiB - reserveMiB - usedMiB; r.MemoryMiB > free {
-		return fmt.Sprintf("%s has %d MiB free of %d MiB (%d MiB configured, %d MiB reserved), the guest needs %d MiB",
-			n.Name, max(free, 0), n.MemoryMiB, usedMiB, reserveMiB, r.MemoryMiB)
-	}
-	return ""
-}
-
 // Placement is the answer to one request of a plan.
 type Placement struct {
-	Request  Request
-	Node     string // "" if every node was refused
+	Request Request
+	Node    string // "" if every node was refused
+	// Verdicts are that of the chosen node alone, or those of all nodes if none was chosen.
 	Verdicts []Verdict
 }
 
-// Plan places several guests, one after the other, the biggest first (then by id), each one counting for those
-// after it. A guest that finds no place does not count on any node but where the cluster lists it.
+// Plan places several guests, one after the other in the order of their names, each one counting for those
+// after it; guests that must share a node go to one where all of them find room, if there is one. If a guest finds no place so, the
+// biggest are placed first instead, where that brings back more. A guest that finds no place does not count on any node but where the
+// cluster lists it.
 func Plan(rs []Request, c Cluster) []Placement {
+	return NewPlanner(c).Plan(rs)
+}
+
+// Plan is the function of that name; what it places counts from then on.
+func (p *Planner) Plan(rs []Request) []Placement {
+	byName := named(rs)
+	t := p.trial()
+	defer t.end()
+	plan := p.placeAll(byName, true)
+	missed := unplaced(plan)
+	if missed == 0 {
+		return plan
+	}
+	t.undo()
+	bySize := slices.Clone(byName)
+	slices.SortStableFunc(bySize, func(a, b Request) int { return cmp.Compare(b.MemoryMiB, a.MemoryMiB) })
+	if other := p.placeAll(bySize, true); unplaced(other) < missed {
+		return other
+	}
+	t.undo()
+	return p.placeAll(byName, true)
+}
+
+// named is rs in the order of their names, which all have now.
+func named(rs []Request) []Request {
 	rs = slices.Clone(rs)
-	slices.SortStableFunc(rs, func(a, b Request) int {
-		return cmp.Or(cmp.Compare(b.MemoryMiB, a.MemoryMiB), cmp.Compare(a.VMID, b.VMID))
-	})
-	out := make([]Placement, 0, len(rs))
-	for _, r := range rs {
-		node, verdicts := Choose(r, c)
-		out = append(out, Placement{r, node, verdicts})
-		if node != "" {
-			c = c.with(Guest{VMID: r.VMID, Node: node, MemoryMiB: r.MemoryMiB})
+	for i := range rs {
+		rs[i].SID = rs[i].Name()
+	}
+	slices.SortStableFunc(rs, func(a, b Request) int { return cmp.Compare(a.SID, b.SID) })
+	return rs
+}
+
+func unplaced(plan []Placement) int {
+	n := 0
+	for _, pl := range plan {
+		if pl.Node == "" {
+			n++
 		}
+	}
+	return n
+}
+
+// placeAll places rs in their order; of a bundle, all at the first one's turn. Without explain, Verdicts stay empty.
+func (p *Planner) placeAll(rs []Request, explain bool) []Placement {
+	out := make([]Placement, 0, len(rs))
+	done := make([]bool, len(rs))
+	bundles := map[int][]int{}
+	for i, r := range rs {
+		if res := p.c.Rules.Of(r.Name()); res != nil && res.Bundle > 0 {
+			bundles[res.Bundle] = append(bundles[res.Bundle], i)
+		}
+	}
+	for i, r := range rs {
+		if done[i] {
+			continue
+		}
+		if res := p.c.Rules.Of(r.Name()); res != nil && len(bundles[res.Bundle]) > 1 && res.Bundle > 0 {
+			if placed := p.placeBundle(rs, bundles[res.Bundle], explain); placed != nil {
+				out = append(out, placed...)
+				for _, k := range bundles[res.Bundle] {
+					done[k] = true
+				}
+				continue
+			}
+			delete(bundles, res.Bundle)
+		}
+		out = append(out, p.placeOne(r, explain))
 	}
 	return out
 }
 
-// with is the cluster with g at its new place.
-func (c Cluster) with(g Guest) Cluster {
-	c.Guests = slices.DeleteFunc(slices.Clone(c.Guests), func(o Guest) bool { return o.VMID == g.VMID })
-	c.Guests = append(c.Guests, g)
-	return c
+func (p *Planner) placeOne(r Request, explain bool) Placement {
+	q := p.query(r)
+	d := p.decide(&q)
+	pl := Placement{Request: r}
+	if d.node >= 0 {
+		pl.Node = p.nodes[d.node].Name
+	}
+	if explain {
+		pl.Verdicts = p.brief(&q, d)
+	}
+	if d.node >= 0 {
+		p.Place(r, pl.Node)
+	}
+	return pl
+}
+
+// brief is the verdict of the chosen node, or all of them if none was chosen.
+func (p *Planner) brief(q *query, d decision) []Verdict {
+	if d.node < 0 {
+		return p.verdicts(q, d)
+	}
+	v := p.verdict(q, d.node)
+	v.Chosen = true
+	return []Verdict{v}
+}
+
+// placeBundle places all of a bundle on one node, nil if none has room for all.
+func (p *Planner) placeBundle(rs []Request, members []int, explain bool) []Placement {
+	q := p.query(rs[members[0]])
+	q.storages, q.exclude = slices.Clone(q.storages), map[string]string{}
+	for name, why := range rs[members[0]].Exclude {
+		q.exclude[name] = why
+	}
+	for _, m := range members[1:] {
+		r := rs[m]
+		q.memMiB += r.MemoryMiB
+		q.cpus = append(q.cpus, r.CPUs)
+		q.storages = append(q.storages, r.Storages...)
+		q.tried = append(slices.Clone(q.tried), r.Tried...)
+		for name, why := range r.Exclude {
+			q.exclude[name] = why
+		}
+	}
+	d := p.decide(&q)
+	if d.node < 0 {
+		return nil
+	}
+	var out []Placement
+	for _, m := range members {
+		pl := Placement{Request: rs[m], Node: p.nodes[d.node].Name}
+		if explain {
+			pl.Verdicts = p.brief(&q, d)
+		}
+		out = append(out, pl)
+	}
+	for _, m := range members {
+		p.Place(rs[m], p.nodes[d.node].Name)
+	}
+	return out
 }
 
 // Explain is one sentence about the verdicts of a choice: why the chosen node, or why none.
@@ -165,10 +266,15 @@ func Explain(verdicts []Verdict) string {
 		return "the cluster has no nodes"
 	}
 	if verdicts[0].Chosen {
-		return verdicts[0].Reason + ", the least of those possible"
+		return verdicts[0].Reason + ", the best of those possible"
 	}
-	reasons := make([]string, 0, len(verdicts))
-	for _, v := range verdicts {
+	const most = 8
+	reasons := make([]string, 0, most)
+	for i, v := range verdicts {
+		if i == most && len(verdicts) > most+1 {
+			reasons = append(reasons, fmt.Sprintf("and %d more nodes", len(verdicts)-most))
+			break
+		}
 		reasons = append(reasons, v.Reason)
 	}
 	return "no node can take it: " + strings.Join(reasons, "; ")

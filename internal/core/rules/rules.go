@@ -70,6 +70,8 @@ type Resource struct {
 // Apart is a resource from which another must stay away, and the rule that says so.
 type Apart struct {
 	SID, Rule string
+	// implied: no rule names both; a partner of one of the two stands in the rule.
+	implied bool
 }
 
 // NodeAffinity is a node-affinity rule in effect.
