@@ -216,9 +216,10 @@ type LocalView struct {
 	Unix     int64
 	// Members maps each member to the revision of node/<name>. Without it no guest is handed over.
 	Members map[string]int64
-	// Request and NodeMode are this node's records.
+	// Request, NodeMode and Health are this node's records. A mode of another boot is none.
 	Request  NodeRequest
 	NodeMode NodeMode
+	Health   NodeHealth
 	// AwaitManager: a guest that was stopped starts only when the manager says so, because rules, an order or a limit may speak against it. It is
 	// set where such things are configured. What ran already, and what the manager moved here, does not wait.
 	AwaitManager bool

@@ -15,7 +15,7 @@ func (a Move) Key() string { return "guest " + a.VMID.SID() }
 func (a ClearIntent) Key() string { return "intent " + a.VMID.SID() }
 
 // Key implements Action.
-func (a SetStatus) Key() string { return "status " + a.VMID.SID() }
+func (a SetStatus) Key() string { return "status " + sid(a.Kind, a.VMID) }
 
 // Key implements Action.
 func (a Acknowledge) Key() string { return "guest " + a.VMID.SID() }
