@@ -34,8 +34,9 @@ func (m Mode) String() string {
 		return "static"
 	case Dynamic:
 		return "dynamic"
+	default:
+		return "basic"
 	}
-	return "basic"
 }
 
 // Node is a candidate.
