@@ -151,7 +151,11 @@ func (w *Worker) write(o *outbox, g Guest, st Status) {
 	if old.Says(st) && command == 0 {
 		return
 	}
+	before := len(o.list)
 	o.add(SetStatus{
 		VMID: g.VMID, Kind: g.Kind, IfRevision: old.Revision, Command: command, Status: st.after(old.Status, w.self, w.view.Unix),
 	})
+	if len(o.list) > before {
+		w.change(g.VMID, func(t *tries) { t.paid = t.owed })
+	}
 }

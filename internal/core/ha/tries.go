@@ -21,6 +21,7 @@ type tries struct {
 	note      string          // what happened last, for the status
 	err       bool            // note is an error
 	owed      int             // failed starts that the record does not have yet
+	paid      int             // how many of them the record that is being written has
 	stops     int             // stops that failed in a row
 	// moveFailed says why the move that the record of revision moveOf wants has failed, "" if it has not.
 	moveFailed string

@@ -84,7 +84,7 @@ func (w *Worker) change(id model.VMID, edit func(*tries)) {
 
 func (w *Worker) done(now time.Duration, a Action) {
 	if s, ok := a.(SetStatus); ok {
-		w.change(s.VMID, func(t *tries) { t.owed, t.moveFailed = 0, "" })
+		w.change(s.VMID, func(t *tries) { t.owed, t.paid = max(t.owed-t.paid, 0), 0 })
 	}
 	id, ok := subject(a)
 	if !ok {
@@ -94,7 +94,7 @@ func (w *Worker) done(now time.Duration, a Action) {
 		t.stale, t.note, t.err = true, "", false
 		switch a.(type) {
 		case Start:
-			t.running, t.since, t.locked, t.owed = true, now, false, 0
+			t.running, t.since, t.locked, t.owed, t.paid = true, now, false, 0, 0
 		case Stop:
 			t.stops = 0
 		case Reset:
