@@ -129,7 +129,7 @@ func (d *decision) watch(n *node, g Guest) {
 
 // wanted says whether a guest of a silent node is to be placed; one that was not under guard needs a proof.
 func (d *decision) wanted(n *node, g Guest, p *plan) bool {
-	if !n.take {
+	if !n.take || n.covers != "" && !n.Live.Fenced {
 		switch {
 		case n.silence < d.p.Suspect:
 			d.wakeIn(d.p.Suspect - n.silence)
