@@ -215,10 +215,11 @@ func (c *checks) moved(r *request, g *guest, from, to string) {
 	live, _ := s.store.data[model.LivePrefix+from].val.(model.Live)
 	recovery := live.Fenced && r.a.node.name != from
 	g.moves = append(g.moves, move{s.now, from, to, recovery})
-	if recovery || g.movesAllowed < 0 {
-		return
-	}
-	if g.movesAllowed == 0 {
+	switch {
+	case recovery || s.scenario != nil:
+	case g.movesAllowed > 0:
+		g.movesAllowed--
+	default:
 		c.broken(ruleMove, "%s moves from %s to %s without a reason", g.sid, from, to)
 	}
 }

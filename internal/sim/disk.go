@@ -72,9 +72,12 @@ type guestConf struct {
 
 // canWrite is called when q can write from now on, and asks the disk whether anybody else can.
 func (g *guest) canWrite(q *qemu) {
+	if g.storage.refuses(q.n, q.started) {
+		return
+	}
 	g.lastUp = g.s.now
 	for _, o := range g.qemus {
-		if o != q && o.writes() {
+		if o != q && o.writes() && !g.storage.refuses(o.n, o.started) {
 			g.s.check.broken(ruleOneWriter, "%s: %s and %s write its disk", g.sid, o, q)
 		}
 	}
@@ -107,13 +110,15 @@ func (g *guest) inFlight(q *qemu) {
 	boots, most := n.boots, swept
 	switch {
 	case !q.frozen || !n.machine.up:
-	case g.storage.lateWrites:
+	case g.storage.lateWrites && !s.store.quorate(n):
 		most = 60 * time.Second
 	default:
 		most = s.params.InFlight
 	}
+	q.stops++
+	stops := q.stops
 	s.after(s.rng.between(0, most), nil, func() {
-		if most == swept || n.machine.up && n.boots == boots {
+		if most == swept || n.machine.up && n.boots == boots && q.stops == stops {
 			g.arrives(q)
 		}
 	})

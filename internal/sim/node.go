@@ -28,6 +28,7 @@ type node struct {
 	wall      time.Duration // how far its wall clock is off
 	applied   int
 	lagging   bool
+	quorate   bool // as it was when the topology last changed
 	deliverAt time.Duration
 	deliver   func()
 

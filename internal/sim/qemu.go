@@ -19,6 +19,7 @@ type qemu struct {
 	cg      *cgroup
 	dying   bool
 	frozen  bool
+	stops   int // counts freezes: what was under way at one is delivered before anything that is written after its thaw
 	images  bool
 	// incoming: it was started to receive a migration.
 	incoming bool
@@ -146,6 +147,7 @@ func (q *qemu) thaw() {
 		return
 	}
 	q.frozen = false
+	q.stops++
 	q.n.s.trace(q.n, "qemu: %s is thawed", q)
 	if q.writes() {
 		q.g.canWrite(q)

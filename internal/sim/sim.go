@@ -240,6 +240,18 @@ func (s *sim) heard(a, n *node) time.Duration {
 	return s.now - c.last
 }
 
+// quorumKick has the agents look anew whose member hears a leader again.
+func (s *sim) quorumKick() {
+	for _, n := range s.nodes {
+		q := s.store.quorate(n)
+		if q && !n.quorate && n.agent != nil {
+			a := n.agent
+			s.after(10*time.Millisecond, &n.agentProc, func() { a.ha.changed(a) })
+		}
+		n.quorate = q
+	}
+}
+
 // topology is told of every change of who lives and who can speak to whom.
 func (s *sim) topology() {
 	for _, a := range s.nodes {

@@ -157,6 +157,7 @@ func (a *agent) launch(id model.VMID, o ownership, at term, done func(error)) {
 func (a *agent) exec(g *guest, protect, incoming bool, done func(error)) {
 	q, why := a.node.launch(g, incoming)
 	if why != startOK {
+		g.movesAllowed++ // HA may try it elsewhere
 		a.dropGroup(g.id, protect, func() {
 			if why == startLocked {
 				done(errLocked)

@@ -101,6 +101,7 @@ func (st *store) majority(leader *node) bool {
 // topology is told of every change of who can speak to whom.
 func (st *store) topology() {
 	st.s.topology()
+	defer st.s.quorumKick()
 	if st.leader != nil && st.majority(st.leader) {
 		st.catchUp()
 		return
@@ -132,6 +133,7 @@ func (st *store) elect() {
 			st.s.trace(n, "store: leads term %d", st.term)
 			st.resolveLimbo()
 			st.catchUp()
+			st.s.quorumKick()
 			return
 		}
 	})
