@@ -14,11 +14,12 @@ type query struct {
 	self     int // -1 if the cluster does not list it
 	rules    *rules.Resource
 	partners partners
-	// memMiB and cpus are its own, or those of a whole bundle; alongMiB is the memory of the partners that would have to come along.
+	// memMiB is its own memory, or that of a whole bundle; alongMiB is that of the partners that would have to come along.
 	memMiB   int64
-	cpus     []float64
+	cpus     float64
 	alongMiB int64
-	storages []string
+	storages []string // those of the partners too
+	alone    []string // its own
 	exclude  map[string]string
 	tried    []string
 	prefer   Preference
@@ -30,7 +31,7 @@ type query struct {
 
 func (p *Planner) query(r Request) query {
 	q := query{
-		sid: r.Name(), self: -1, memMiB: r.MemoryMiB, cpus: []float64{r.CPUs}, storages: r.Storages, exclude: r.Exclude, tried: r.Tried,
+		sid: r.Name(), self: -1, memMiB: r.MemoryMiB, cpus: r.CPUs, storages: r.Storages, exclude: r.Exclude, tried: r.Tried,
 		prefer: r.Prefer, node: p.index(r.Node), home: p.index(r.Home), keep: r.NoFailback,
 	}
 	if i, ok := p.bySID[q.sid]; ok {
@@ -38,14 +39,26 @@ func (p *Planner) query(r Request) query {
 	}
 	q.rules = p.c.Rules.Of(q.sid)
 	q.partners = p.partnersOf(q.rules)
-	if r.Prefer != Best {
-		for _, i := range q.partners.together {
-			if !p.guests[i].Idle {
-				q.alongMiB += p.guests[i].MemoryMiB
+	p.bringAlong(&q)
+	return q
+}
+
+// bringAlong counts the partners that go where the guest goes: all of them if it leaves a node, and those whose node is lost.
+func (p *Planner) bringAlong(q *query) {
+	own := q.storages
+	for _, i := range q.partners.together {
+		g := &p.guests[i]
+		if g.Idle || q.prefer == Best && (!g.HA || p.destination(g) >= 0) {
+			continue
+		}
+		q.alongMiB += g.MemoryMiB
+		for _, s := range g.Storages {
+			if !slices.Contains(q.storages, s) {
+				q.storages = append(slices.Clip(q.storages), s)
 			}
 		}
 	}
-	return q
+	q.alone = own
 }
 
 // decision is the answer to a query. Its good nodes are ordered, the best first.
@@ -55,11 +68,24 @@ type decision struct {
 	good []int
 }
 
-// decide goes through the classes of nodes, the best first. Why a node is refused is left in p.s.why.
+// decide finds a node for q. Why a node is refused is left in p.s.why.
 func (p *Planner) decide(q *query) decision {
 	if q.rules == nil && q.prefer == Stay && p.isOnline(q.node) && (q.home < 0 || q.home == q.node) {
+		clear(p.s.penalty)
+		clear(p.s.score)
 		return decision{node: q.node, stay: true}
 	}
+	d := p.search(q)
+	if d.node < 0 && q.prefer == Best && q.alongMiB > 0 {
+		// no node has room for all of them: better one than none
+		q.alongMiB, q.storages = 0, q.alone
+		d = p.search(q)
+	}
+	return d
+}
+
+// search goes through the classes of nodes, the best first.
+func (p *Planner) search(q *query) decision {
 	p.rulesOut(q)
 	ok := p.acceptable(q)
 	if q.prefer == Stay && q.keep && ok {
@@ -92,6 +118,7 @@ func (p *Planner) rulesOut(q *query) {
 	clear(p.s.together)
 	clear(p.s.alreadyM)
 	clear(p.s.penalty)
+	clear(p.s.score)
 	for _, c := range p.classesOf(q.rules) {
 		for _, n := range c.nodes {
 			p.s.allowed[n] = true
@@ -269,9 +296,7 @@ func (p *Planner) scores(q *query) {
 	alternatives := make([][criteria]float64, len(p.online))
 	for i, n := range p.online {
 		c := change{at: i, cpu: cpu[i], mem: mem[i] + float64(q.memMiB)/float64(p.nodes[n].MemoryMiB)}
-		for _, cpus := range q.cpus {
-			c.cpu += float64(p.milliCPUs(cpus, n)) / float64(1000*p.nodes[n].CPUs)
-		}
+		c.cpu += float64(p.milliCPUs(q.cpus, n)) / float64(1000*p.nodes[n].CPUs)
 		alternatives[i] = l.alternative(c, change{at: -1})
 		t.see(alternatives[i])
 	}
@@ -315,7 +340,7 @@ func (p *Planner) ownMiB(q *query, n int) int64 {
 
 // already is the memory of the partners that need not come along to n.
 func (p *Planner) already(q *query, n int) int64 {
-	if q.alongMiB == 0 {
+	if q.alongMiB == 0 || q.prefer == Best {
 		return 0
 	}
 	return p.s.alreadyM[n]

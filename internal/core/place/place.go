@@ -34,7 +34,7 @@ type Verdict struct {
 }
 
 // Choose returns the best node for r: of the highest class of its node affinity that has one, with those it must be with
-// and away from those it must be apart from; then the one that breaks the fewest soft rules; then by the cluster's mode the one with
+// and away from those it must be apart from, with room for those of them that are lost too, if any node has it; then the one that breaks the fewest soft rules; then by the cluster's mode the one with
 // the fewest guests, or the best score for cpu and memory; then the first by name. It returns "" if every node is
 // refused, and the guest's own node if it had better stay. The verdicts are sorted: chosen, possible, refused, and by
 // name among the refused.
@@ -56,19 +56,14 @@ func (p *Planner) Choose(r Request) (node string, verdicts []Verdict) {
 // verdicts writes down what became of each node.
 func (p *Planner) verdicts(q *query, d decision) []Verdict {
 	out := make([]Verdict, 0, len(p.nodes))
-	if d.stay {
-		v := p.verdict(q, d.node)
-		v.Chosen, v.Reason = true, fmt.Sprintf("%s is on %s already", q.sid, v.Node)
-		out = append(out, v)
+	if d.node >= 0 {
+		out = append(out, p.verdict(q, d))
 	}
 	for _, n := range d.good {
-		if !d.stay || n != d.node {
-			v := p.verdict(q, n)
-			v.Chosen = n == d.node
-			out = append(out, v)
+		if n != d.node {
+			out = append(out, p.compared(q, n))
 		}
 	}
-	slices.SortStableFunc(out, func(a, b Verdict) int { return cmp.Compare(btoi(b.Chosen), btoi(a.Chosen)) })
 	for n := range p.nodes {
 		if n != d.node && !slices.Contains(d.good, n) {
 			out = append(out, Verdict{Node: p.nodes[n].Name, Reason: p.why(q, n, d)})
@@ -77,15 +72,18 @@ func (p *Planner) verdicts(q *query, d decision) []Verdict {
 	return out
 }
 
-func btoi(b bool) int {
-	if b {
-		return 1
+// verdict is that of the node which was chosen.
+func (p *Planner) verdict(q *query, d decision) Verdict {
+	v := p.compared(q, d.node)
+	v.Chosen = true
+	if d.stay {
+		v.Reason = fmt.Sprintf("%s is on %s already", q.sid, v.Node)
 	}
-	return 0
+	return v
 }
 
-// verdict is that of a node which could take the guest.
-func (p *Planner) verdict(q *query, n int) Verdict {
+// compared is the verdict of a node that could take the guest.
+func (p *Planner) compared(q *query, n int) Verdict {
 	nd := &p.nodes[n]
 	v := Verdict{Node: nd.Name, OK: true, Guests: nd.guests, Penalty: p.s.penalty[n]}
 	used := nd.configuredMiB - p.ownMiB(q, n)
@@ -123,7 +121,7 @@ type Placement struct {
 }
 
 // Plan places several guests, one after the other in the order of their names, each one counting for those
-// after it; guests that must share a node go to one where all of them find room, if there is one. If a guest finds no place so, the
+// after it. If a guest finds no place so, the
 // biggest are placed first instead, where that brings back more. A guest that finds no place does not count on any node but where the
 // cluster lists it.
 func Plan(rs []Request, c Cluster) []Placement {
@@ -135,7 +133,7 @@ func (p *Planner) Plan(rs []Request) []Placement {
 	byName := named(rs)
 	t := p.trial()
 	defer t.end()
-	plan := p.placeAll(byName, true)
+	plan := p.placeAll(byName)
 	missed := unplaced(plan)
 	if missed == 0 {
 		return plan
@@ -143,11 +141,11 @@ func (p *Planner) Plan(rs []Request) []Placement {
 	t.undo()
 	bySize := slices.Clone(byName)
 	slices.SortStableFunc(bySize, func(a, b Request) int { return cmp.Compare(b.MemoryMiB, a.MemoryMiB) })
-	if other := p.placeAll(bySize, true); unplaced(other) < missed {
+	if other := p.placeAll(bySize); unplaced(other) < missed {
 		return other
 	}
 	t.undo()
-	return p.placeAll(byName, true)
+	return p.placeAll(byName)
 }
 
 // named is rs in the order of their names, which all have now.
@@ -170,94 +168,35 @@ func unplaced(plan []Placement) int {
 	return n
 }
 
-// placeAll places rs in their order; of a bundle, all at the first one's turn. Without explain, Verdicts stay empty.
-func (p *Planner) placeAll(rs []Request, explain bool) []Placement {
+// placeAll places rs in their order.
+func (p *Planner) placeAll(rs []Request) []Placement {
 	out := make([]Placement, 0, len(rs))
-	done := make([]bool, len(rs))
-	bundles := map[int][]int{}
-	for i, r := range rs {
-		if res := p.c.Rules.Of(r.Name()); res != nil && res.Bundle > 0 {
-			bundles[res.Bundle] = append(bundles[res.Bundle], i)
-		}
-	}
-	for i, r := range rs {
-		if done[i] {
-			continue
-		}
-		if res := p.c.Rules.Of(r.Name()); res != nil && len(bundles[res.Bundle]) > 1 && res.Bundle > 0 {
-			if placed := p.placeBundle(rs, bundles[res.Bundle], explain); placed != nil {
-				out = append(out, placed...)
-				for _, k := range bundles[res.Bundle] {
-					done[k] = true
-				}
-				continue
-			}
-			delete(bundles, res.Bundle)
-		}
-		out = append(out, p.placeOne(r, explain))
+	for _, r := range rs {
+		out = append(out, p.placeOne(r))
 	}
 	return out
 }
 
-func (p *Planner) placeOne(r Request, explain bool) Placement {
+func (p *Planner) placeOne(r Request) Placement {
 	q := p.query(r)
 	d := p.decide(&q)
-	pl := Placement{Request: r}
-	if d.node >= 0 {
-		pl.Node = p.nodes[d.node].Name
-	}
-	if explain {
-		pl.Verdicts = p.brief(&q, d)
-	}
-	if d.node >= 0 {
-		p.Place(r, pl.Node)
-	}
-	return pl
-}
-
-// brief is the verdict of the chosen node, or all of them if none was chosen.
-func (p *Planner) brief(q *query, d decision) []Verdict {
 	if d.node < 0 {
-		return p.verdicts(q, d)
+		return Placement{Request: r, Verdicts: p.verdicts(&q, d)}
 	}
-	v := p.verdict(q, d.node)
-	v.Chosen = true
-	return []Verdict{v}
+	v := p.verdict(&q, d)
+	p.Place(r, v.Node)
+	return Placement{Request: r, Node: v.Node, Verdicts: []Verdict{v}}
 }
 
-// placeBundle places all of a bundle on one node, nil if none has room for all.
-func (p *Planner) placeBundle(rs []Request, members []int, explain bool) []Placement {
-	q := p.query(rs[members[0]])
-	q.storages, q.exclude = slices.Clone(q.storages), map[string]string{}
-	for name, why := range rs[members[0]].Exclude {
-		q.exclude[name] = why
-	}
-	for _, m := range members[1:] {
-		r := rs[m]
-		q.memMiB += r.MemoryMiB
-		q.cpus = append(q.cpus, r.CPUs)
-		q.storages = append(q.storages, r.Storages...)
-		q.tried = append(slices.Clone(q.tried), r.Tried...)
-		for name, why := range r.Exclude {
-			q.exclude[name] = why
-		}
-	}
+// Pick is Choose for those who want one sentence: it is cheaper by the number of nodes. why is what Explain says.
+func (p *Planner) Pick(r Request) (node, why string) {
+	q := p.query(r)
 	d := p.decide(&q)
 	if d.node < 0 {
-		return nil
+		return "", Explain(p.verdicts(&q, d))
 	}
-	var out []Placement
-	for _, m := range members {
-		pl := Placement{Request: rs[m], Node: p.nodes[d.node].Name}
-		if explain {
-			pl.Verdicts = p.brief(&q, d)
-		}
-		out = append(out, pl)
-	}
-	for _, m := range members {
-		p.Place(rs[m], p.nodes[d.node].Name)
-	}
-	return out
+	v := p.verdict(&q, d)
+	return v.Node, Explain([]Verdict{v})
 }
 
 // Explain is one sentence about the verdicts of a choice: why the chosen node, or why none.
@@ -265,8 +204,10 @@ func Explain(verdicts []Verdict) string {
 	if len(verdicts) == 0 {
 		return "the cluster has no nodes"
 	}
-	if verdicts[0].Chosen {
-		return verdicts[0].Reason + ", the best of those possible"
+	if v := verdicts[0]; v.Chosen && strings.HasSuffix(v.Reason, " already") {
+		return v.Reason
+	} else if v.Chosen {
+		return v.Reason + ", the best of those possible"
 	}
 	const most = 8
 	reasons := make([]string, 0, most)

@@ -67,7 +67,7 @@ func (p *Planner) tolerance(most, budget int) Tolerance {
 			return Tolerance{Nodes: k - 1, Exact: true, Failed: failed, Unplaced: missed}
 		}
 	}
-	if most < len(online)-1 {
+	if most <= len(online)-1 {
 		return Tolerance{Nodes: most}
 	}
 	t := Tolerance{Nodes: max(len(online)-1, 0), Exact: true}
@@ -195,17 +195,15 @@ func Admit(r Request, c Cluster, wanted int) string {
 	if t.Nodes >= wanted || !t.Exact {
 		return ""
 	}
+	begin := fmt.Sprintf("with %s on %s the cluster could take %s, and failures-to-tolerate asks for %d: without %s, ",
+		r.Name(), node, failures(t.Nodes), wanted, strings.Join(t.Failed, " and "))
+	if len(t.Unplaced) == 0 {
+		return begin + "no node would be left: lower failures-to-tolerate"
+	}
 	var names []string
 	for _, pl := range t.Unplaced {
 		names = append(names, pl.Request.Name())
 	}
-	return fmt.Sprintf("with %s on %s the cluster could take %s, and failures-to-tolerate asks for %d: without %s, %s would not come back (%s): stop a guest, add memory, or lower failures-to-tolerate",
-		r.Name(), node, failures(t.Nodes), wanted, strings.Join(t.Failed, " and "), strings.Join(names, ", "), why(t.Unplaced))
-}
-
-func why(missed []Placement) string {
-	if len(missed) == 0 {
-		return "no node would be left"
-	}
-	return Explain(missed[0].Verdicts)
+	return fmt.Sprintf("%s%s would not come back (%s): stop a guest, add memory, or lower failures-to-tolerate",
+		begin, strings.Join(names, ", "), Explain(t.Unplaced[0].Verdicts))
 }
