@@ -104,7 +104,7 @@ func (w *Worker) keep(o *outbox, g Guest) {
 	switch {
 	case ends == EndsRestart:
 		return // guests run on; the next agent looks after them
-	case ends != "" && w.view.Policy.Shutdown != ShutdownMigrate:
+	case ends != "" && !w.mustLeave(g) && !w.wantsAway(w.view.Statuses[g.VMID]):
 		w.end(o, g, string(ends))
 		return
 	}
@@ -226,8 +226,6 @@ func (w *Worker) mayStart(o *outbox, g Guest, st StatusRecord) bool {
 	t := w.guests[g.VMID]
 	conf, limited := w.view.Config[g.VMID]
 	switch {
-	case w.view.NodeMode.Ends != "":
-		return false
 	case limited && (t.owed > 0 || w.ledger.pending(SetStatus{VMID: g.VMID, Kind: g.Kind}.Key()) != nil):
 		return false // the record does not have the last failure yet
 	case limited && st.Node == w.self && st.State == StatusStarting && st.Failures > conf.MaxRestart:

@@ -137,6 +137,12 @@ func (d *decision) wanted(n *node, g Guest, p *plan) bool {
 			d.wakeIn(d.p.Poll)
 		}
 	}
+	if g.Local != "" {
+		if n.take {
+			p.stuck = append(p.stuck, placed{guest: g, reason: cannot(g, "only %s has %s", g.Node, g.Local)})
+		}
+		return false
+	}
 	if n.powerOff || d.view.Protected[g.VMID].Node == g.Node {
 		return true
 	}

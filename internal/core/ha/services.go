@@ -28,11 +28,17 @@ func (d *decision) services() {
 			starts = append(starts, g)
 		}
 	}
-	d.permit(starts)
-	d.strayCommands()
+	moves := make(map[string]place.Move)
 	if evaluate {
-		d.evaluate()
+		for _, m := range d.placing().planner.Evaluate() {
+			moves[m.SID] = m
+		}
 	}
+	d.permit(starts, moves)
+	for _, sid := range slices.Sorted(maps.Keys(moves)) {
+		d.take(moves[sid])
+	}
+	d.strayCommands()
 	d.rebalance()
 }
 
@@ -327,15 +333,17 @@ func (d *decision) full(node string) bool {
 	return d.p.MovesPerNode > 0 && d.moves[node] >= d.p.MovesPerNode
 }
 
-// permit says for each guest that waits for it whether, and where, it starts.
-func (d *decision) permit(starts []*Guest) {
+// permit says for each guest that waits for it whether, and where, it starts. Those that a rule sends elsewhere go there first.
+func (d *decision) permit(starts []*Guest, moves map[string]place.Move) {
 	slices.SortStableFunc(starts, func(a, b *Guest) int { return cmp.Or(d.byOrder(*a, *b), cmp.Compare(a.VMID, b.VMID)) })
 	for _, g := range starts {
 		st := d.view.Statuses[g.VMID]
 		if st.Hold != "" && d.heldLately(g, st) {
 			continue
 		}
-		d.allow(g, st)
+		m := moves[g.SID()]
+		delete(moves, g.SID())
+		d.allow(g, st, m)
 	}
 }
 
@@ -350,26 +358,21 @@ func (d *decision) heldLately(g *Guest, st StatusRecord) bool {
 	return true
 }
 
-func (d *decision) allow(g *Guest, st StatusRecord) {
-	p, prefer := d.placing(), place.Stay
-	if d.view.Policy.RebalanceOnStart && st.Hold == "" {
-		prefer = place.Best
-	}
+func (d *decision) allow(g *Guest, st StatusRecord, m place.Move) {
 	next := st.Status
-	next.Node, next.Target, next.Hold, next.State = g.Node, "", "", StatusStarting
-	next.Reason = "it may start"
-	to := g.Node
-	if g.Local == "" && g.Lock == "" {
-		node, verdicts := p.choose(*g, place.Request{Prefer: prefer})
-		if to = node; to == "" {
-			next.State, next.Hold = StatusStopped, place.Explain(verdicts)
-		} else if to != g.Node {
-			next.State, next.Target, next.Reason = StatusRelocate, to, place.Explain(verdicts)
+	next.Node, next.Target, next.Hold, next.State, next.Reason = g.Node, "", "", StatusStarting, "it may start"
+	to := d.nodes[m.To]
+	switch {
+	case g.Local != "" || g.Lock != "":
+	case m.To != "" && to.online(d.p) && to.shun == "":
+		next.State, next.Target, next.Reason = StatusRelocate, m.To, m.Reason
+	case d.view.Policy.RebalanceOnStart && st.Hold == "":
+		node, verdicts := d.placing().choose(*g, place.Request{Prefer: place.Best})
+		if node != "" && node != g.Node {
+			next.State, next.Target, next.Reason = StatusRelocate, node, place.Explain(verdicts)
 		}
 	}
-	if to != "" {
-		d.admit(g, &next)
-	}
+	d.admit(g, &next)
 	if next.Hold != "" {
 		next.State, next.Target, next.Reason = StatusStopped, "", next.Hold
 		d.waits[g.VMID] = wait{st.Revision, d.now}
@@ -391,14 +394,6 @@ func (d *decision) admit(g *Guest, next *Status) {
 		next.Reason += "; but " + why
 	default:
 		next.Hold = why
-	}
-}
-
-// evaluate moves guests that must not stay, or have a better place by rule, maintenance or failback.
-func (d *decision) evaluate() {
-	p := d.placing()
-	for _, m := range p.planner.Evaluate() {
-		d.take(m)
 	}
 }
 

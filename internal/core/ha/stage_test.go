@@ -347,7 +347,8 @@ func (s *stage) view(self *actor) ha.View {
 		m := a.member
 		live := s.store.kv[model.LivePrefix+a.name]
 		m.Revision = s.store.kv[model.NodePrefix+a.name].revision
-		m.Live, m.LiveRevision, m.Silence = live.value.(model.Live), live.revision, s.now-a.renewed
+		m.Live, _ = live.value.(model.Live)
+		m.LiveRevision, m.Silence = live.revision, s.now-a.renewed
 		if self.name == a.name {
 			m.Silence = 0
 		}

@@ -504,3 +504,50 @@ func TestTheRecordKeepsTheLastDecisionsWithTheirReasons(t *testing.T) {
 		t.Errorf("got %+v", d)
 	}
 }
+
+func TestWhatIsTheNodesFaultIsNotCountedAgainstTheGuest(t *testing.T) {
+	d := talkToWorker(t)
+	d.guest(100, pveconf.HAStarted)
+	d.v.Config = map[model.VMID]ha.Resource{100: {MaxRestart: 1}}
+	d.statuses = true
+	d.view("status vm:100 starting on n1")
+	d.done("status", 1001)
+	d.v.Revision = 1001
+	d.v.Statuses[100] = ha.StatusRecord{Status: ha.Status{State: ha.StatusStarting, Node: "n1"}, Revision: 1001}
+	d.view("start vm:100 attempt 1")
+	d.failed("start", ha.FailUnready, "the guard does not answer", "status vm:100 starting on n1")
+	if st := d.given("status").(ha.SetStatus).Status; st.Failures != 0 || st.Reason != "start waits: the guard does not answer" {
+		t.Errorf("got %+v", st)
+	}
+}
+
+func TestANodeThatLeavesByMigrationWaitsForItsGuestsAndKeepsThemRunning(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.policy.Shutdown = ha.ShutdownMigrate
+	s.guest(100, "n3", pveconf.HAStarted)
+	s.guest(101, "n3", pveconf.HAStarted)
+	g := s.guests[101]
+	g.Local = "scsi0"
+	s.guests[101] = g
+	g = s.guests[100]
+	g.NoLive = "it has a device of the host"
+	s.guests[100] = g
+	s.run(second)
+	s.log = nil
+	failures := 2
+	s.fail = func(_ string, a ha.Action) string {
+		if _, ok := a.(ha.Handover); ok && failures > 0 {
+			failures--
+			return "no route"
+		}
+		return ""
+	}
+	s.ends("n3", ha.EndsShutdown)
+	s.run(second)
+	s.is("vm:100 n3 started runs", "vm:101 n3 started") // what only n3 has is stopped
+	s.run(20 * second)
+	s.is("vm:100 n1 started runs", "vm:101 n3 recovery")
+	if last := s.log[len(s.log)-1]; last != "start vm:100 on n1" || s.actor("n3").up {
+		t.Errorf("got %q", s.log)
+	}
+}

@@ -49,8 +49,9 @@ func (t *tries) fail(now time.Duration, p Params) {
 	t.failures++
 }
 
-// count notes a failure that the record must know.
-func (t *tries) count(a Action) {
+// count notes a failure that the record must know, and reports whether what is done to the guest next must wait for it. A move
+// that failed must not keep the guest from running where it is: the manager sees to the wait.
+func (t *tries) count(a Action) bool {
 	switch a := a.(type) {
 	case Start:
 		t.owed++
@@ -58,9 +59,12 @@ func (t *tries) count(a Action) {
 		t.stops++
 	case Migrate:
 		t.moveFailed, t.moveOf = t.note, a.StatusRevision
+		return false
 	case Handover:
 		t.moveFailed, t.moveOf = t.note, a.StatusRevision
+		return false
 	}
+	return true
 }
 
 // ended notes that the guest's QEMU is gone. One that ran stably starts with a clean sheet.

@@ -274,6 +274,7 @@ const (
 	FailOther    FailKind = iota
 	FailConflict          // a compare did not hold, or what the decision rested on is no longer so: nothing is wrong
 	FailLocked            // Start only: another process has an image open
+	FailUnready           // the node cannot at the moment, whatever the guest: no quorum, a lease too short, the guard does not answer
 )
 
 // ProcessGone says that a QEMU of this machine ended, whatever the cause. It

@@ -114,13 +114,17 @@ func (w *Worker) failed(now time.Duration, ev ActionFailed) {
 		switch {
 		case ev.Kind == FailConflict:
 			t.notBefore = now + w.p.Retry
+		case ev.Kind == FailUnready: // nothing is wrong with the guest: not counted
+			t.notBefore = now + w.p.LockRetry
+			t.note, t.err = verb(ev.Action)+" waits: "+ev.Reason, false
 		case ev.Kind == FailLocked && t.patient(now, w.p):
 			t.notBefore = now + w.p.LockRetry
 			t.note, t.err = "its image is still locked by another process; retrying", false
 		default:
-			t.fail(now, w.p)
 			t.note, t.err = verb(ev.Action)+" failed: "+ev.Reason, true
-			t.count(ev.Action)
+			if t.count(ev.Action) {
+				t.fail(now, w.p)
+			}
 		}
 		t.locked = t.locked && ev.Kind == FailLocked
 	})
@@ -191,12 +195,18 @@ func (w Worker) MayLeave(now time.Duration) (bool, string) {
 		if _, acting := w.ledger.flying["guest "+g.VMID.SID()]; acting || w.leaveAlone(g.VMID) {
 			return false, "something is being done with " + g.SID()
 		}
+		if w.mustLeave(g) {
+			return false, fmt.Sprintf("%s has not left yet", g.SID())
+		}
 		if _, runs := w.view.Processes[g.VMID]; runs && w.view.Statuses[g.VMID].State != StatusError {
 			return false, fmt.Sprintf("%s still runs", g.SID())
 		}
-		if st := w.view.Statuses[g.VMID]; w.wantsAway(st) {
-			return false, fmt.Sprintf("%s is still to be handed over to %s", g.SID(), st.Target)
-		}
 	}
 	return true, ""
+}
+
+// mustLeave: the node ends only when this guest is elsewhere.
+func (w *Worker) mustLeave(g Guest) bool {
+	return w.view.Policy.Shutdown == ShutdownMigrate && g.Local == "" &&
+		w.view.Resources[g.VMID] == pveconf.HAStarted && w.view.Statuses[g.VMID].State != StatusError
 }
