@@ -39,9 +39,9 @@ func big(dead int) ha.View {
 // look is the time of one look of a manager at v, and how many guests it moves.
 func look(v ha.View) (time.Duration, int) {
 	s := ha.New("n255", ha.DefaultParams())
-	began := time.Now() //nolint:forbidigo // it is the machine that is measured
+	began := time.Now()
 	_, actions := s.Step(0, v)
-	took := time.Since(began) //nolint:forbidigo // as above
+	took := time.Since(began)
 	moves := 0
 	for _, a := range actions {
 		if _, ok := a.(ha.Move); ok {

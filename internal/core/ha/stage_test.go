@@ -41,7 +41,6 @@ type actor struct {
 	renewed  time.Duration
 	manager  ha.State
 	worker   ha.Worker
-	wake     time.Duration
 	member   ha.Member
 	runs     map[model.VMID]bool
 	sick     map[model.VMID]ha.Sickness
