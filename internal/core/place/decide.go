@@ -132,7 +132,7 @@ func (p *Planner) rulesOut(q *query) {
 	}
 	for _, a := range q.partners.apart {
 		g := &p.guests[a.guest]
-		if g.Idle {
+		if g.Idle || a.partners && q.prefer != Best {
 			continue
 		}
 		for _, n := range [2]int{g.node, g.target} {
@@ -184,14 +184,20 @@ func (p *Planner) group(q *query, g *rules.Group) {
 	}
 }
 
-// whereabouts are the nodes on which a guest stands in the way of others, or to which others must come.
+// whereabouts are the nodes on which a guest stands in the way of others, or the one to which others must come: what is on a node that
+// is silent or in maintenance is in the way there, and nobody comes to it.
 func (p *Planner) whereabouts(g *guest, negative bool) []int {
-	var out []int
-	if p.there(g.target) {
-		out = append(out, g.target)
+	if !negative {
+		if n := p.destination(g); n >= 0 {
+			return []int{n}
+		}
+		return nil
 	}
-	if p.there(g.node) && (negative || len(out) == 0) {
-		out = append(out, g.node)
+	var out []int
+	for _, n := range [2]int{g.node, g.target} {
+		if p.there(n) {
+			out = append(out, n)
+		}
 	}
 	return out
 }
@@ -236,9 +242,9 @@ func (p *Planner) keepTogether(q *query, nodes []int) []int {
 		}
 	}
 	if most < 0 && q.prefer == Best {
-		// they are in a lower class: it starts there, with them, and they move together
+		// they are in a lower class: it starts there, with them, and they move together; or where it must not be: it waits until they left
 		for _, n := range p.online {
-			if p.s.together[n] > 0 && p.s.allowed[n] && p.s.why[n].kind == fine && (most < 0 || p.s.together[n] > p.s.together[most]) {
+			if p.s.together[n] > 0 && p.s.allowed[n] && (most < 0 || p.s.together[n] > p.s.together[most]) {
 				most = n
 			}
 		}

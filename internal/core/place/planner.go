@@ -59,8 +59,9 @@ type partners struct {
 }
 
 type apart struct {
-	guest int
-	rule  string
+	guest    int
+	rule     string
+	partners bool
 }
 
 // scratch is memory that is used anew for each question.
@@ -277,7 +278,7 @@ func (p *Planner) partnersOf(r *rules.Resource) partners {
 	}
 	for _, a := range r.Apart {
 		if i, ok := p.bySID[a.SID]; ok {
-			out.apart = append(out.apart, apart{i, a.Rule})
+			out.apart = append(out.apart, apart{i, a.Rule, a.Partners})
 		}
 	}
 	p.partners[r] = out

@@ -55,8 +55,12 @@ func (s *Set) index(all *ruleset) {
 			s.group(r)
 		}
 	}
-	for n, b := range all.bundles() {
+	bundles := all.bundles()
+	for n, b := range bundles {
 		s.together(n+1, sorted(b.resources))
+	}
+	for _, b := range bundles {
+		s.partners(sorted(b.resources))
 	}
 	for _, r := range s.resources {
 		slices.SortFunc(r.Apart, func(a, b Apart) int { return strings.Compare(a.SID, b.SID) })
@@ -106,8 +110,8 @@ func (s *Set) group(r *pveconf.HARule) {
 }
 
 // together ties a bundle: its members share the node affinity and the groups that one of them has, and stay away from
-// whatever one of them must stay away from, and that from them. Proxmox VE goes this far and not further: whom the other's partners
-// must avoid follows once they are with it.
+// whatever one of them must stay away from, and that from them. Proxmox VE goes this far and not further; see
+// [Apart] for the rest.
 func (s *Set) together(n int, sids []string) {
 	var affinity *NodeAffinity
 	var apart []Apart
@@ -134,7 +138,23 @@ func (s *Set) together(n int, sids []string) {
 		r.Bundle, r.Affinity, r.Others = n, affinity, groups
 		r.Together = slices.Delete(slices.Clone(sids), i, i+1)
 		for _, a := range apart {
-			s.imply(sid, a)
+			s.imply(sid, Apart{SID: a.SID, Rule: a.Rule})
+		}
+	}
+}
+
+// partners keeps a bundle apart from the whole of each bundle with whose member one of its own is kept apart.
+func (s *Set) partners(sids []string) {
+	for _, from := range sids {
+		for _, a := range s.of(from).Apart {
+			if a.implied {
+				continue
+			}
+			for _, to := range s.of(a.SID).Together {
+				for _, sid := range sids {
+					s.imply(sid, Apart{SID: to, Rule: a.Rule, Partners: true})
+				}
+			}
 		}
 	}
 }
@@ -145,7 +165,9 @@ func (s *Set) imply(sid string, a Apart) {
 	if slices.ContainsFunc(r.Apart, func(o Apart) bool { return o.SID == a.SID }) {
 		return
 	}
-	r.Apart = append(r.Apart, Apart{a.SID, a.Rule, true})
-	other := s.of(a.SID)
-	other.Apart = append(other.Apart, Apart{sid, a.Rule, true})
+	a.implied = true
+	r.Apart = append(r.Apart, a)
+	a.SID, sid = sid, a.SID
+	other := s.of(sid)
+	other.Apart = append(other.Apart, a)
 }

@@ -70,7 +70,10 @@ type Resource struct {
 // Apart is a resource from which another must stay away, and the rule that says so.
 type Apart struct {
 	SID, Rule string
-	// implied: no rule names both; a partner of one of the two stands in the rule.
+	// Partners: neither stands in the rule itself, a partner of each does. It follows once both are with their partners, so it
+	// need not drive anybody away, but whoever is placed anew had better know it.
+	Partners bool
+	// implied: no rule names both; a partner of at least one of the two stands in the rule.
 	implied bool
 }
 
