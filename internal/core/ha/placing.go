@@ -114,7 +114,8 @@ func (d *decision) placeGuest(g *Guest) place.Guest {
 	}
 	if ha && state != pveconf.HAIgnored {
 		pg.HA = state == pveconf.HAStarted && st.State != StatusError
-		pg.Idle = !pg.HA && st.State != StatusStarted && st.Revision != 0
+		pg.Idle = !pg.HA && st.State != StatusStarted && st.Revision != 0 ||
+			d.view.Policy.RebalanceOnStart && needsPermit(st, g.Node) // it has no place yet
 		pg.Starting = st.State == StatusStarting
 	}
 	return pg

@@ -103,6 +103,8 @@ func (d *decision) lostGuests(p *plan) []Guest {
 		case n == nil:
 			p.stuck = append(p.stuck, placed{guest: *g, reason: cannot(*g, "%s is no member of the cluster, so its file must be moved by hand", g.Node)})
 		case n.LiveRevision == 0 || n.frozen != "" || n.disarm != Armed:
+		case state == pveconf.HAStopped && n.ends != "" && d.view.Policy.Shutdown == ShutdownMigrate:
+			// Who was to leave has left; what is stopped moves when it is to start.
 		default:
 			p.held[n.Name]++
 			if d.wanted(n, *g, p) {

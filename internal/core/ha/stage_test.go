@@ -351,6 +351,11 @@ func (s *stage) view(self *actor) ha.View {
 		if self.name == a.name {
 			m.Silence = 0
 		}
+		for id := range a.runs {
+			m.Load.CPU += s.guests[id].Load.CPU
+			m.Load.MemoryMiB += s.guests[id].Load.MemoryMiB
+		}
+		m.Load.CPU += 0.001 // the host's own
 		m.MayTake = m.Silence >= ha.DefaultParams().TakeAfter || m.Live.Left
 		m.Heard, m.Fencing = m.Silence+time.Millisecond, s.fencing
 		m.Request, m.Mode = at[ha.NodeRequest](s, model.HARequestPrefix+a.name), at[ha.NodeMode](s, model.HANodePrefix+a.name)
