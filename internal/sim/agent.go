@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
 )
@@ -418,4 +419,54 @@ func (a *agent) lock(id model.VMID, what string) bool {
 func (a *agent) unlock(id model.VMID) {
 	delete(a.locks, id)
 	a.kick()
+}
+
+// quorate is what the agent believes. A scenario may keep it from the store while its member goes on.
+func (a *agent) quorate() bool { return a.s.store.quorate(a.node) && !a.node.cfsFails }
+
+// endInOrder is a shutdown or reboot by command: the node says so, its guests leave or stop, it leaves, and the power goes.
+func (n *node) endInOrder(end ha.NodeEnd) {
+	a := n.agent
+	if a == nil || !n.agentProc.runs() {
+		n.die("switched off")
+		if end == ha.EndsReboot {
+			n.bootLater()
+		}
+		return
+	}
+	n.orderly = true
+	n.s.trace(n, "agent: ends in order: %s", end)
+	key := model.HANodePrefix + n.name
+	var write func()
+	write = func() {
+		a.txn([]cond{{key, n.mirror[key].mod}}, []op{{key, ha.NodeMode{Ends: end, BootID: a.bootID()}}}, func(rep reply) {
+			if rep.err != nil {
+				n.s.after(time.Second, &n.agentProc, write)
+				return
+			}
+			a.awaitLeave(end)
+		})
+	}
+	write()
+}
+
+// awaitLeave ends the node once its worker is done, or its patience is over.
+func (a *agent) awaitLeave(end ha.NodeEnd) {
+	n := a.node
+	if may, _ := a.ha.worker.MayLeave(n.local()); !may {
+		n.s.after(100*time.Millisecond, &n.agentProc, func() { a.awaitLeave(end) })
+		return
+	}
+	if !a.leaving {
+		a.leaving = true
+		a.live(lease.Leave{})
+	}
+	if live, ok := a.renewer.Live(); !ok || !live.Left {
+		n.s.after(100*time.Millisecond, &n.agentProc, func() { a.awaitLeave(end) })
+		return
+	}
+	n.powerOff("it ended in order")
+	if end == ha.EndsReboot {
+		n.bootLater()
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
 )
@@ -132,11 +133,14 @@ func (c *checks) leased(n *node) bool {
 func (c *checks) cut(n *node, was, live model.Live) {
 	s := c.s
 	s.result.Cuts++
+	if s.scenario != nil && !was.Left {
+		s.scenario.cut[n.name] = true
+	}
 	s.trace(n, "is cut off by %s with epoch %d", live.By, live.Epoch)
 	if live.Epoch <= was.Epoch {
 		c.broken(ruleEpoch, "%s is cut off and keeps epoch %d", n.name, was.Epoch)
 	}
-	if n.machine.up && n.agentProc.runs() && s.now-c.renewed[n.i] < 2*s.params.Renew {
+	if !was.Left && n.machine.up && n.agentProc.runs() && s.now-c.renewed[n.i] < 2*s.params.Renew {
 		c.broken(ruleNeedless, "%s is cut off although it renewed %v ago", n.name, s.now-c.renewed[n.i])
 	}
 	for _, q := range n.qemus {
@@ -214,6 +218,9 @@ func (c *checks) moved(r *request, g *guest, from, to string) {
 	}
 	live, _ := s.store.data[model.LivePrefix+from].val.(model.Live)
 	recovery := live.Fenced && r.a.node.name != from
+	if from == "" || r.a.leavesAlone(g) {
+		return // a person's own doing
+	}
 	g.moves = append(g.moves, move{s.now, from, to, recovery})
 	switch {
 	case recovery || s.scenario != nil:
@@ -259,7 +266,7 @@ func (c *checks) runs(g *guest, q *qemu) {
 
 // reset checks that a machine is only reset for a reason.
 func (c *checks) reset(n *node, why string) {
-	if len(c.s.plan.Faults) == 0 {
+	if len(c.s.plan.Faults) == 0 && c.s.scenario == nil {
 		c.broken(ruleReset, "%s is reset: %s", n.name, why)
 	}
 }
@@ -277,7 +284,7 @@ func (c *checks) rest() {
 		}
 		state := res.states[g.id]
 		switch {
-		case state == pveconf.HAStarted && running != 1 && !g.cannotRun():
+		case state == pveconf.HAStarted && running != 1 && !s.gaveUp(g):
 			c.broken(ruleRest, "%s is to run and %d processes of it do; %s", g.sid, running, s.describe(g))
 		case (state == pveconf.HAStopped || state == pveconf.HADisabled) && running != 0:
 			c.broken(ruleRest, "%s is to stand still and %d processes of it run", g.sid, running)
@@ -293,4 +300,12 @@ func (c *checks) quiet(since time.Duration) {
 	if c.quietAt > since {
 		c.broken(ruleQuiet, "%s is still written at %.1fs", c.quietBy, c.quietAt.Seconds())
 	}
+}
+
+// leavesAlone reports whether HA has nothing to do with the guest, so that whoever moves it is a person.
+func (a *agent) leavesAlone(g *guest) bool {
+	res, _ := a.s.store.data[haResourcesKey].val.(*resources)
+	mode, _ := a.s.store.data[model.HAModeKey].val.(ha.Mode)
+	state := res.states[g.id]
+	return state == "" || state == pveconf.HAIgnored || mode.Disarm == ha.DisarmIgnore
 }

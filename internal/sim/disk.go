@@ -3,7 +3,9 @@ package sim
 import (
 	"time"
 
+	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/core/pveconf"
 )
 
 // storage is what disks stand on, reachable from every node or, with local set, from one.
@@ -56,9 +58,11 @@ type guest struct {
 	onlyOn       string // starts fail elsewhere
 	wontStop     bool
 	startTime    time.Duration
-	lastUp       time.Duration // when it last ran
+	downAt       time.Duration // when it stopped running; 0 while it runs
 	movesAllowed int           // by people; each allows one
 	moves        []move
+	load         ha.Load
+	outages      []outage
 }
 
 // guestConf is a guest's file.
@@ -75,7 +79,11 @@ func (g *guest) canWrite(q *qemu) {
 	if g.storage.refuses(q.n, q.started) {
 		return
 	}
-	g.lastUp = g.s.now
+	if g.downAt > 0 {
+		g.outages = append(g.outages, outage{g.downAt, g.s.now})
+		g.s.result.MaxOutage = max(g.s.result.MaxOutage, g.s.now-g.downAt)
+		g.downAt = 0
+	}
 	for _, o := range g.qemus {
 		if o != q && o.writes() && !g.storage.refuses(o.n, o.started) {
 			g.s.check.broken(ruleOneWriter, "%s: %s and %s write its disk", g.sid, o, q)
@@ -94,7 +102,9 @@ func (g *guest) canWrite(q *qemu) {
 
 // stopsWriting is called when q, which wrote, cannot any more; unclean says that writes may be under way.
 func (g *guest) stopsWriting(q *qemu, unclean bool) {
-	g.lastUp = g.s.now
+	if res, ok := g.s.store.data[haResourcesKey].val.(*resources); ok && res.states[g.id] == pveconf.HAStarted {
+		g.downAt = g.s.now // who is to stand still is not down
+	}
 	if unclean {
 		g.inFlight(q)
 	}

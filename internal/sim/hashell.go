@@ -74,6 +74,9 @@ func (a *agent) lookManager() {
 
 func (a *agent) stepManager(ev ha.Event) {
 	m := &a.ha
+	if a.node.noManager {
+		return
+	}
 	var actions []ha.Action
 	a.s.result.ManagerSteps++
 	m.manager, actions = m.manager.Step(a.node.local(), ev)
@@ -408,6 +411,11 @@ func (a *agent) doDiscard(act ha.Discard, done func(int64, error)) {
 
 // doHandover gives a guest that does not run to another node.
 func (a *agent) doHandover(act ha.Handover, done func(int64, error)) {
+	if g := a.s.guest(act.VMID); g.failMoves > 0 {
+		g.failMoves--
+		done(0, errFailed)
+		return
+	}
 	if a.proc(act.VMID) != nil || a.node.group(act.VMID.String()) != nil && a.s.mut != mutHandoverRunning {
 		done(0, model.ErrBusy)
 		return

@@ -39,7 +39,9 @@ type node struct {
 	bmc    bmc
 	spec   nodeSpec
 
-	booted      int // the boot whose guests were started
+	booted      int  // the boot whose guests were started
+	cfsFails    bool // a scenario keeps its agent from the store
+	noManager   bool // a scenario stopped its manager
 	loseAnswers int
 	killSlow    time.Duration // added to the death of a process: one that waits for a storage
 	freezeSlow  time.Duration // added to each freeze

@@ -326,26 +326,12 @@ func (g *guest) kind() string {
 
 func (g *guest) storageList() []string { return []string{g.storage.name} }
 
-func (g *guest) noLive() string { return "" }
+func (g *guest) noLive() string {
+	if g.kind() == "fa" {
+		return "it is of a type that cannot"
+	}
+	return ""
+}
 
 // cannotRun says that a fault keeps the guest from running for good.
 func (g *guest) cannotRun() bool { return g.failStarts > 1000 }
-
-// datacenter is datacenter.cfg, read.
-type datacenter struct {
-	policy ha.Policy
-	crs    pveconf.CRS
-}
-
-// ruleSet is ha/rules.cfg, read.
-type ruleSet struct{ all []pveconf.HARule }
-
-func (v *views) awaitManager() bool { return len(v.rules.all) > 0 || v.policy.policy.Tolerate > 0 }
-
-// configure fills in what is not a record of its own.
-func (a *agent) configure(*ha.View) {}
-
-// loads is the guests with what they use at the moment.
-func (a *agent) loads(guests []ha.Guest) []ha.Guest { return guests }
-
-type scenarioRun struct{}

@@ -94,8 +94,8 @@ func (a *agent) startGuest(r startRequest, done func(error)) {
 		case !ok:
 			conf = a.s.guest(r.id).conf // a mutation starts without the file
 		}
-		if conf.lock != "" && a.s.guest(r.id) != nil {
-			done(model.ErrBusy)
+		if conf.lock != "" {
+			done(errFailed)
 			return
 		}
 		a.writePills(conf, r.pills, func() { a.launch(r.id, o, at, done) })
@@ -236,11 +236,12 @@ func (a *agent) acknowledge(id model.VMID, protectedRev, confRev int64, done fun
 // stopGuest ends a guest: it is asked first, and killed when it does not listen.
 func (a *agent) stopGuest(q *qemu, patience time.Duration, done func(error)) {
 	until := a.s.now + patience
+	if q.g.wontStop {
+		a.s.after(2*time.Second, &a.node.agentProc, func() { done(errFailed) })
+		return
+	}
 	if patience > 0 {
 		a.command(q, qmpTimeout, func() {
-			if q.g.wontStop {
-				return
-			}
 			a.s.after(a.s.rng.between(200*time.Millisecond, 3*time.Second), &q.proc, func() { q.end("quit") })
 		}, func(bool) {})
 	}

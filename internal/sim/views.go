@@ -254,9 +254,9 @@ func dropGuest(list []ha.Guest, node string, id model.VMID) []ha.Guest {
 func (a *agent) managerView() ha.View {
 	v := &a.view
 	view := ha.View{
-		Revision: v.rev, Quorate: a.s.store.quorate(a.node), Manager: v.manager, ManagerRevision: v.mgrRev,
+		Revision: v.rev, Quorate: a.quorate(), Manager: v.manager, ManagerRevision: v.mgrRev,
 		Resources: v.res.states, Config: v.res.config, Guests: a.loads(v.guests), Protected: v.prot, Intents: v.intents, Statuses: v.statuses,
-		Commands: v.commands, Policy: v.policy.policy, Mode: v.mode, Unix: a.unix(),
+		Commands: v.commands, Policy: v.policy.policy, Mode: v.mode, Rules: v.rules.set, Unix: a.unix(),
 		Members: make([]ha.Member, 0, len(v.nodes)),
 	}
 	for i := range v.nodes {
@@ -264,7 +264,6 @@ func (a *agent) managerView() ha.View {
 			view.Members = append(view.Members, a.memberView(n))
 		}
 	}
-	a.configure(&view)
 	return view
 }
 
@@ -289,6 +288,10 @@ func (a *agent) memberView(r *nodeRecord) ha.Member {
 		}
 		m.LiveRevision = v.Revision
 	}
+	if a.s.scenario != nil {
+		m.Load = a.s.nodeLoad(n)
+		m.Load.MemoryMiB++ // 0 is "not known"
+	}
 	if a.s.fencing {
 		m.Heard, m.Fencing = min(m.Silence, a.s.heard(a.node, n)), n.bmc.methods
 	}
@@ -303,10 +306,13 @@ func (a *agent) workerView(guarded []string, known bool) ha.LocalView {
 	v := &a.view
 	self := v.node(v.self)
 	view := ha.LocalView{
-		Revision: v.rev, Quorate: a.s.store.quorate(a.node), LeaseValid: a.valid(), Guests: v.own, Resources: v.res.states,
+		Revision: v.rev, Quorate: a.quorate(), LeaseValid: a.valid(), Guests: v.own, Resources: v.res.states,
 		Protected: v.prot, Intents: v.intents, Statuses: v.statuses, Fenced: v.fenced, Processes: make(map[model.VMID]ha.Process, len(a.procs)),
 		Busy: maps.Clone(a.locks), Config: v.res.config, Commands: v.commands, Policy: v.policy.policy, Mode: v.mode, Unix: a.unix(),
-		Members: v.members, Request: self.request, NodeMode: self.mode, AwaitManager: v.awaitManager(),
+		Members: v.members, Request: self.request, NodeMode: self.mode, Health: self.health, AwaitManager: ha.AwaitsManager(v.policy.policy, v.rules.set),
+	}
+	if view.NodeMode.BootID != a.bootID() {
+		view.NodeMode = ha.NodeMode{} // of an earlier boot
 	}
 	for _, q := range a.procs {
 		if known {
