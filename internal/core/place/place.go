@@ -133,7 +133,7 @@ func (p *Planner) Plan(rs []Request) []Placement {
 	byName := named(rs)
 	t := p.trial()
 	defer t.end()
-	plan := p.placeAll(byName)
+	plan := p.placeAll(byName, false)
 	missed := unplaced(plan)
 	if missed == 0 {
 		return plan
@@ -141,11 +141,12 @@ func (p *Planner) Plan(rs []Request) []Placement {
 	t.undo()
 	bySize := slices.Clone(byName)
 	slices.SortStableFunc(bySize, func(a, b Request) int { return cmp.Compare(b.MemoryMiB, a.MemoryMiB) })
-	if other := p.placeAll(bySize); unplaced(other) < missed {
-		return other
-	}
+	better := unplaced(p.placeAll(bySize, false)) < missed
 	t.undo()
-	return p.placeAll(byName)
+	if better {
+		return p.placeAll(bySize, true)
+	}
+	return p.placeAll(byName, true)
 }
 
 // named is rs in the order of their names, which all have now.
@@ -168,24 +169,24 @@ func unplaced(plan []Placement) int {
 	return n
 }
 
-// placeAll places rs in their order.
-func (p *Planner) placeAll(rs []Request) []Placement {
+// placeAll places rs in their order. Only with explain it says of those without a place why.
+func (p *Planner) placeAll(rs []Request, explain bool) []Placement {
 	out := make([]Placement, 0, len(rs))
 	for _, r := range rs {
-		out = append(out, p.placeOne(r))
+		q := p.query(r)
+		d := p.decide(&q)
+		pl := Placement{Request: r}
+		switch {
+		case d.node >= 0:
+			v := p.verdict(&q, d)
+			pl.Node, pl.Verdicts = v.Node, []Verdict{v}
+			p.Place(r, v.Node)
+		case explain:
+			pl.Verdicts = p.verdicts(&q, d)
+		}
+		out = append(out, pl)
 	}
 	return out
-}
-
-func (p *Planner) placeOne(r Request) Placement {
-	q := p.query(r)
-	d := p.decide(&q)
-	if d.node < 0 {
-		return Placement{Request: r, Verdicts: p.verdicts(&q, d)}
-	}
-	v := p.verdict(&q, d)
-	p.Place(r, v.Node)
-	return Placement{Request: r, Node: v.Node, Verdicts: []Verdict{v}}
 }
 
 // Pick is Choose for those who want one sentence: it is cheaper by the number of nodes. why is what Explain says.

@@ -1,6 +1,7 @@
 package place_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -132,6 +133,18 @@ func TestAChoiceIsExplained(t *testing.T) {
 	_, verdicts := place.Choose(place.Request{VMID: 900, MemoryMiB: 1024}, place.Cluster{Nodes: []place.Node{node("n1")}})
 	if got, want := place.Explain(verdicts), "n1 has 0 other guests and would have 6 % of its memory configured, the best of those possible"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+	stay, why := place.NewPlanner(place.Cluster{Nodes: []place.Node{node("n1"), node("n2")}}).Pick(place.Request{VMID: 900, MemoryMiB: 1024, Node: "n2", Prefer: place.Stay})
+	if stay != "n2" || why != "vm:900 is on n2 already" {
+		t.Errorf("got %q: %q", stay, why)
+	}
+	var many []place.Node
+	for i := range 12 {
+		many = append(many, node(string(rune('a'+i)), state(place.Fenced)))
+	}
+	_, verdicts = place.Choose(place.Request{VMID: 900}, place.Cluster{Nodes: many})
+	if got := place.Explain(verdicts); !strings.HasSuffix(got, "h is fenced; and 4 more nodes") {
+		t.Errorf("got %q", got)
 	}
 	if got := place.Explain(nil); got != "the cluster has no nodes" {
 		t.Errorf("got %q", got)

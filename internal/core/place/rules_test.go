@@ -194,7 +194,8 @@ func TestAGuestStaysWhereItMay(t *testing.T) {
 		// the others' places are taken into account, so nobody moves to where it would have to leave again
 		"a ring of wishes": {
 			near("near1", "vm:100", "n2") + near("near2", "vm:101", "n3") + near("near3", "vm:102", "n1") + apart("apart1", "vm:100,vm:101,vm:102"),
-			[]place.Guest{ha(100, "n1"), ha(101, "n2"), ha(102, "n3")}, "",
+			[]place.Guest{ha(100, "n1"), ha(101, "n2"), ha(102, "n3")},
+			"",
 		},
 	}
 	for name, tt := range tests {

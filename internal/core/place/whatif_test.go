@@ -44,8 +44,10 @@ func TestTheFailuresThatAClusterCanTakeAreCounted(t *testing.T) {
 		"no HA guest: all nodes but one": {[]place.Guest{guest(100, "n1", 1024)}, "", 0, place.Tolerance{Nodes: 2, Exact: true}, ""},
 		"little memory used":             {[]place.Guest{ha(100, "n1"), ha(101, "n2")}, "", 0, place.Tolerance{Nodes: 2, Exact: true, Failed: []string{"n1", "n2", "n3"}}, ""},
 		"one node's worth": {
-			[]place.Guest{ha(100, "n1"), ha(101, "n1"), ha(102, "n2"), ha(103, "n2"), ha(104, "n3")}, "", 0,
-			place.Tolerance{Nodes: 1, Exact: true, Failed: []string{"n1", "n2"}}, "vm:103",
+			[]place.Guest{ha(100, "n1"), ha(101, "n1"), ha(102, "n2"), ha(103, "n2"), ha(104, "n3")},
+			"", 0,
+			place.Tolerance{Nodes: 1, Exact: true, Failed: []string{"n1", "n2"}},
+			"vm:103",
 		},
 		"none: a guest is bound to one node": {[]place.Guest{ha(100, "n2")}, near("near1", "vm:100", "n2", "strict 1"), 0, place.Tolerance{Exact: true, Failed: []string{"n2"}}, "vm:100"},
 		"none: all nodes are needed":         {[]place.Guest{ha(100, "n1"), ha(101, "n2"), ha(102, "n3")}, apart("apart1", "vm:100,vm:101,vm:102"), 0, place.Tolerance{Exact: true, Failed: []string{"n1"}}, "vm:100"},

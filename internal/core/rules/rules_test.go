@@ -59,21 +59,24 @@ func TestContradictionsAreNamedByTheirSmallestSetOfRules(t *testing.T) {
 		"together and apart at once": {
 			[]string{"with with1 vm:1,vm:2", "apart apart1 vm:2,vm:1,vm:3"},
 			[]rules.Conflict{{
-				[]string{"with1", "apart1"}, []string{"vm:1", "vm:2"},
+				[]string{"with1", "apart1"},
+				[]string{"vm:1", "vm:2"},
 				"vm:1 and vm:2 must be together (rule with1) and must not share a node (rule apart1)",
 			}},
 		},
 		"the shortest way together": {
 			[]string{"with long1 vm:1,vm:5", "with long2 vm:5,vm:6", "with long3 vm:6,vm:3", "with short1 vm:1,vm:2", "with short2 vm:2,vm:3", "apart apart1 vm:1,vm:3"},
 			[]rules.Conflict{{
-				[]string{"short1", "short2", "apart1"}, []string{"vm:1", "vm:3"},
+				[]string{"short1", "short2", "apart1"},
+				[]string{"vm:1", "vm:3"},
 				"vm:1 and vm:3 must be together (the rules short1 and short2) and must not share a node (rule apart1)",
 			}},
 		},
 		"on one node and in two racks": {
 			[]string{"with with1 vm:1,vm:2", "apart apart1 vm:1,vm:2 rack"},
 			[]rules.Conflict{{
-				[]string{"with1", "apart1"}, []string{"vm:1", "vm:2"},
+				[]string{"with1", "apart1"},
+				[]string{"vm:1", "vm:2"},
 				"vm:1 and vm:2 must be together (rule with1) and must not share a rack (rule apart1)",
 			}},
 		},
@@ -83,49 +86,56 @@ func TestContradictionsAreNamedByTheirSmallestSetOfRules(t *testing.T) {
 		"two node affinities of one resource": {
 			[]string{"near near1 vm:1,vm:2 n1", "near near2 vm:2,vm:3,vm:1 n1"},
 			[]rules.Conflict{{
-				[]string{"near1", "near2"}, []string{"vm:1", "vm:2"},
+				[]string{"near1", "near2"},
+				[]string{"vm:1", "vm:2"},
 				"the rules near1 and near2 both say on which nodes vm:1 and vm:2 belong",
 			}},
 		},
 		"two node affinities of one bundle": {
 			[]string{"near near1 vm:1 n1", "with with1 vm:1,vm:2", "with with2 vm:2,vm:3", "near near2 vm:3 n2"},
 			[]rules.Conflict{{
-				[]string{"near1", "with1", "with2", "near2"}, []string{"vm:1", "vm:3"},
+				[]string{"near1", "with1", "with2", "near2"},
+				[]string{"vm:1", "vm:3"},
 				"vm:1 and vm:3 must share a node (the rules with1 and with2), and rule near1 says on which nodes vm:1 belongs while rule near2 says it of vm:3",
 			}},
 		},
 		"more resources apart than nodes": {
 			[]string{"apart apart1 vm:1,vm:2,vm:3,vm:4"},
 			[]rules.Conflict{{
-				[]string{"apart1"}, []string{"vm:1", "vm:2", "vm:3", "vm:4"},
+				[]string{"apart1"},
+				[]string{"vm:1", "vm:2", "vm:3", "vm:4"},
 				"rule apart1 keeps 4 resources apart, and the cluster has 3 nodes",
 			}},
 		},
 		"a rack of the same name in another site is another rack": {
 			[]string{"apart apart1 vm:1,vm:2,vm:3 rack"},
 			[]rules.Conflict{{
-				[]string{"apart1"}, []string{"vm:1", "vm:2", "vm:3"},
+				[]string{"apart1"},
+				[]string{"vm:1", "vm:2", "vm:3"},
 				"rule apart1 keeps 3 resources apart, and the cluster has 2 racks",
 			}},
 		},
 		"more resources apart than nodes allowed": {
 			[]string{"near near1 vm:1 n1", "near near2 vm:2 n2", "near near3 vm:3 n1,n2", "near near4 vm:4 n1,n2,n3", "apart apart1 vm:1,vm:2,vm:3"},
 			[]rules.Conflict{{
-				[]string{"near1", "near2", "near3", "apart1"}, []string{"vm:1", "vm:2", "vm:3"},
+				[]string{"near1", "near2", "near3", "apart1"},
+				[]string{"vm:1", "vm:2", "vm:3"},
 				"rule apart1 keeps vm:1, vm:2 and vm:3 apart, and the rules near1, near2 and near3 confine them to 2 nodes",
 			}},
 		},
 		"confined by a partner's node affinity": {
 			[]string{"near near1 vm:1,vm:9 n1", "with with1 vm:9,vm:2", "apart apart1 vm:1,vm:2"},
 			[]rules.Conflict{{
-				[]string{"near1", "with1", "apart1"}, []string{"vm:1", "vm:2"},
+				[]string{"near1", "with1", "apart1"},
+				[]string{"vm:1", "vm:2"},
 				"rule apart1 keeps vm:1 and vm:2 apart, and the rules near1 and with1 confine them to 1 node",
 			}},
 		},
 		"priorities among resources that belong apart": {
 			[]string{"near near1 vm:1 n1:2,n2", "apart apart1 vm:1,vm:2"},
 			[]rules.Conflict{{
-				[]string{"near1", "apart1"}, []string{"vm:1"},
+				[]string{"near1", "apart1"},
+				[]string{"vm:1"},
 				"vm:1 is in rule apart1 and in rule near1, which gives its nodes different priorities: resources that belong together or apart need nodes of one priority",
 			}},
 		},
@@ -136,7 +146,8 @@ func TestContradictionsAreNamedByTheirSmallestSetOfRules(t *testing.T) {
 		"no rack in common": {
 			[]string{"with with1 vm:1,vm:2 rack", "near near1 vm:1 n1 strict", "near near2 vm:2 n3 strict"},
 			[]rules.Conflict{{
-				[]string{"with1", "near1", "near2"}, []string{"vm:1", "vm:2"},
+				[]string{"with1", "near1", "near2"},
+				[]string{"vm:1", "vm:2"},
 				"rule with1 keeps vm:1 and vm:2 in one rack, and the rules near1 and near2 leave them none in common",
 			}},
 		},
