@@ -94,11 +94,11 @@ func (t *testimony) void(heard time.Duration) {
 	}
 }
 
-// answered takes an answer in: two of them, apart, are a proof.
-func (s *State) answered(now time.Duration, ev FenceResult) {
+// answered takes an answer in: two of them, apart, are a proof. next is when to ask again.
+func (s *State) answered(now time.Duration, ev FenceResult) (next time.Duration, proved bool) {
 	q := s.inquests[ev.Action.Node]
 	if q == nil {
-		return
+		return 0, false
 	}
 	t := q.of(ev.Action.Method)
 	t.next = now + s.p.AskEvery
@@ -111,6 +111,7 @@ func (s *State) answered(now time.Duration, ev FenceResult) {
 	case t.asked-t.offAt >= s.p.Confirm && !t.proved:
 		t.proved, t.since = true, t.offFrom
 	}
+	return t.next, t.proved
 }
 
 // unanswered: the method gave no answer, which is none.

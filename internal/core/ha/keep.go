@@ -226,7 +226,7 @@ func (w *Worker) mayStart(o *outbox, g Guest, st StatusRecord) bool {
 	t := w.guests[g.VMID]
 	conf, limited := w.view.Config[g.VMID]
 	switch {
-	case limited && (t.owed > 0 || w.ledger.pending(SetStatus{VMID: g.VMID, Kind: g.Kind}.Key()) != nil):
+	case limited && (t.owed > 0 || w.unseen(g, st)):
 		return false // the record does not have the last failure yet
 	case limited && st.Node == w.self && st.State == StatusStarting && st.Failures > conf.MaxRestart:
 		return false // the manager's turn
@@ -235,7 +235,28 @@ func (w *Worker) mayStart(o *outbox, g Guest, st StatusRecord) bool {
 	case w.unanswered(o, t):
 		return false
 	}
-	return w.dependencies(o, g) == ""
+	return w.dependencies(o, g) == "" || w.outOfPatience(o, g)
+}
+
+// outOfPatience: the guest has waited for others for too long; they may wait for it in turn.
+func (w *Worker) outOfPatience(o *outbox, g Guest) bool {
+	t := w.guests[g.VMID]
+	if !t.waits {
+		t.waits, t.waitsAt = true, o.now
+		w.guests[g.VMID] = t
+	}
+	until := t.waitsAt + w.p.DependencyPatience
+	if o.now < until {
+		o.wake(until)
+		return false
+	}
+	return true
+}
+
+// unseen: a record with more failures is on its way.
+func (w *Worker) unseen(g Guest, st StatusRecord) bool {
+	a, ok := w.ledger.pending(SetStatus{VMID: g.VMID, Kind: g.Kind}.Key()).(SetStatus)
+	return ok && a.Status.Failures > st.Failures
 }
 
 // ask notes since when a guest that was stopped waits for the manager's word.

@@ -21,7 +21,15 @@ type State struct {
 	next     time.Duration // the last wake, 0 for none
 	inquests map[string]*inquest
 	waits    map[model.VMID]wait
+	sent     map[model.VMID]sending
 	balancer place.Balancer
+}
+
+// sending is how often a guest was to leave a node by this manager's word, and when the last time.
+type sending struct {
+	node  string
+	times int
+	at    time.Duration
 }
 
 // wait is since when this manager knows a record after which it waits.
@@ -32,7 +40,10 @@ type wait struct {
 
 // New makes the manager of the node self.
 func New(self string, p Params) State {
-	return State{self: self, p: p, ledger: newLedger(), inquests: make(map[string]*inquest), waits: make(map[model.VMID]wait)}
+	return State{
+		self: self, p: p, ledger: newLedger(), inquests: make(map[string]*inquest),
+		waits: make(map[model.VMID]wait), sent: make(map[model.VMID]sending),
+	}
 }
 
 // Active reports whether this node's manager is the one that decides, by the last view.
@@ -62,7 +73,9 @@ func (s State) Step(now time.Duration, ev Event) (State, []Action) {
 		}
 	case FenceResult:
 		s.ledger.done(ActionDone{Action: ev.Action})
-		s.answered(now, ev)
+		if next, proved := s.answered(now, ev); !proved {
+			return s, s.wakeAgain(next)
+		}
 	case ActionFailed:
 		retry := now + s.retry(ev.Action)
 		s.ledger.failed(ev.Action, retry)
@@ -125,8 +138,9 @@ type decision struct {
 	out   outbox
 	nodes map[string]*node
 	names []string // of nodes, in the view's order
-	// moves counts the guests that move to or from each node.
+	// moves counts the guests that move to or from each node, shown the records that are written for show.
 	moves map[string]int
+	shown int
 	place *placing // nil until it is needed
 }
 
@@ -178,7 +192,7 @@ func (d *decision) manage() {
 	d.inquire(plan)
 	for _, name := range d.names {
 		if n := d.nodes[name]; n.take && !n.Live.Fenced {
-			d.cut(n, plan.lost[name])
+			d.cut(n, plan.lost[name], plan.holds[name])
 		}
 	}
 	for _, g := range plan.fenced {

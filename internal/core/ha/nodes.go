@@ -156,6 +156,15 @@ func (d *decision) noteSilences() {
 	if d.view.Unix == 0 {
 		return
 	}
+	silent := 0
+	for _, n := range d.nodes {
+		if n.silence >= d.p.Suspect && !n.Live.Left && !n.Live.Fenced {
+			silent++
+		}
+	}
+	if 2*silent > len(d.names) {
+		return // rather this node was
+	}
 	for _, name := range d.names {
 		n := d.nodes[name]
 		known := func(s Silence) bool { return s.Revision == n.LiveRevision }

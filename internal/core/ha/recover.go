@@ -45,11 +45,13 @@ type plan struct {
 	// held counts the guests that want to be brought back, by node; unguarded names nodes with one that was not under guard.
 	held      map[string]int
 	unguarded map[string]bool
+	// holds maps a lost node to a guest that waits elsewhere until the node's acknowledgement of it is void.
+	holds map[string]string
 }
 
 // plan places all guests that a fenced or silent node holds, in one go, so that each counts for the next.
 func (d *decision) plan() plan {
-	p := plan{lost: make(map[string][]placed), held: make(map[string]int), unguarded: make(map[string]bool)}
+	p := plan{lost: make(map[string][]placed), held: make(map[string]int), unguarded: make(map[string]bool), holds: make(map[string]string)}
 	guests := d.lostGuests(&p)
 	if len(guests) == 0 {
 		return p
@@ -93,6 +95,7 @@ func (d *decision) lostGuests(p *plan) []Guest {
 		n := d.nodes[g.Node]
 		if n != nil && (n.online(d.p) && n.heard < d.p.Ask || g.Node == d.self) {
 			d.watch(n, *g)
+			d.awaited(p, g)
 			continue
 		}
 		state := d.view.Resources[g.VMID]
@@ -107,12 +110,36 @@ func (d *decision) lostGuests(p *plan) []Guest {
 			// Who was to leave has left; what is stopped moves when it is to start.
 		default:
 			p.held[n.Name]++
-			if d.wanted(n, *g, p) {
+			if d.wanted(n, *g, p) && (n.take || d.mayShoot(n)) {
 				out = append(out, *g)
 			}
 		}
 	}
 	return out
+}
+
+// awaited: g's file was moved by hand from a node that is lost, and whose cut its owner waits for.
+func (d *decision) awaited(p *plan, g *Guest) {
+	prot := d.view.Protected[g.VMID]
+	if prot.Node == "" || prot.Node == g.Node || !d.isHA(g.VMID) {
+		return
+	}
+	switch n := d.nodes[prot.Node]; {
+	case n == nil || n.Live.Fenced || n.frozen != "" || n.disarm != Armed:
+	case n.take && n.covers == "":
+		p.holds[n.Name] = g.SID()
+	case n.silence >= d.p.Suspect:
+		d.poll(n)
+	}
+}
+
+// poll looks again when the lease of n may be over.
+func (d *decision) poll(n *node) {
+	if n.Wait > 0 {
+		d.out.wake(max(d.seen+n.Wait, d.now+time.Millisecond))
+		return
+	}
+	d.wakeIn(d.p.Poll)
 }
 
 // watch looks again when the node of a guest would be silent for too long.
@@ -136,7 +163,7 @@ func (d *decision) wanted(n *node, g Guest, p *plan) bool {
 		case n.silence < d.p.Suspect:
 			d.wakeIn(d.p.Suspect - n.silence)
 		default:
-			d.wakeIn(d.p.Poll)
+			d.poll(n)
 		}
 	}
 	if g.Local != "" {
@@ -155,6 +182,9 @@ func (d *decision) wanted(n *node, g Guest, p *plan) bool {
 	return false
 }
 
+// mayShoot: whether the node is shot depends on whether its guests would have a place.
+func (d *decision) mayShoot(n *node) bool { return len(n.Fencing) > 0 && n.heard >= d.p.FenceDelay }
+
 func cannot(g Guest, format string, args ...any) string {
 	return g.SID() + " cannot be taken over: " + fmt.Sprintf(format, args...)
 }
@@ -172,16 +202,21 @@ func (d *decision) movedTo(g Guest) (string, bool) {
 
 // cut fences a node whose lease is over or whose death is proved, if that brings back at least one guest. Else the node is
 // better left alone: should it come back, its guests go on where they were.
-func (d *decision) cut(n *node, guests []placed) {
+func (d *decision) cut(n *node, guests []placed, holds string) {
 	if n.covers == coversRBD {
 		guests = slices.DeleteFunc(slices.Clone(guests), func(g placed) bool { return !g.guest.RBD })
 	}
-	if len(guests) == 0 {
+	why := n.why
+	switch {
+	case len(guests) > 0:
+	case holds != "" && n.covers == "":
+		why += ", and " + holds + " waits for it"
+	default:
 		return
 	}
 	live := lease.Cut(n.Live, d.self)
 	live.Covers = n.covers
-	d.out.add(Cut{n.Name, n.LiveRevision, live, n.why})
+	d.out.add(Cut{n.Name, n.LiveRevision, live, why})
 	for _, g := range guests {
 		st := d.view.Statuses[g.guest.VMID].Status
 		st.State, st.Node, st.Target, st.Reason = StatusFence, n.Name, "", n.Name+" is being cut off, then the guest moves"

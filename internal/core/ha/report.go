@@ -101,6 +101,8 @@ func (w *Worker) reason(o *outbox, g Guest, t tries, st Status, old StatusRecord
 		return st.Hold
 	case g.Local != "":
 		return fmt.Sprintf("without protection: only %s has %s", w.self, g.Local)
+	case w.view.Protected[g.VMID].Node != w.self && w.heldElsewhere(w.view.Protected[g.VMID]):
+		return "it waits until " + w.view.Protected[g.VMID].Node + " gives it up"
 	case st.State == StatusStarting:
 		if why := w.dependencies(o, g); why != "" {
 			return why

@@ -102,8 +102,14 @@ func (d *decision) frozen(g *Guest, st StatusRecord, why string) {
 func (d *decision) rewrite(g *Guest, st StatusRecord, to StatusState, why string) {
 	next := st.Status
 	next.State, next.Node, next.Target, next.Reason = to, g.Node, "", why
-	d.set(*g, next, 0)
+	if d.shown < maxShown && !st.Says(next) {
+		d.shown++
+		d.set(*g, next, 0)
+	}
 }
+
+// maxShown bounds the records that one look writes for show: the next look goes on.
+const maxShown = 256
 
 // failed minds a guest in error: nothing is done but what a person asks for by disabling it. The owner's worker does it, if it is there.
 func (d *decision) failed(n *node, g *Guest, st StatusRecord, state pveconf.HAState) {
@@ -240,6 +246,11 @@ func (d *decision) send(g *Guest, st StatusRecord, target, why string) {
 	d.set(*g, next, 0)
 	d.moves[g.Node]++
 	d.moves[target]++
+	sent := d.sent[g.VMID]
+	if sent.node != g.Node || d.now-sent.at > 10*d.p.MoveBackoffMax {
+		sent = sending{node: g.Node}
+	}
+	d.sent[g.VMID] = sending{g.Node, sent.times + 1, d.now}
 	d.placing().planner.Move(g.SID(), target)
 }
 
@@ -298,18 +309,20 @@ func (d *decision) flee(n *node, g *Guest, st StatusRecord) {
 	d.moves[to]++
 }
 
-// patience: the guest's last move failed a moment ago.
+// patience: the guest's last move failed a moment ago, or its worker did not understand it.
 func (d *decision) patience(g *Guest, st StatusRecord) bool {
-	if st.MoveFailures == 0 {
-		delete(d.waits, g.VMID)
-		return false
+	var until time.Duration
+	if sent := d.sent[g.VMID]; sent.node == g.Node {
+		until = sent.at + backoff(d.p.MoveBackoff, d.p.MoveBackoffMax, sent.times)
 	}
-	w, ok := d.waits[g.VMID]
-	if !ok || w.revision != int64(st.MoveFailures) {
-		w = wait{int64(st.MoveFailures), d.now}
-		d.waits[g.VMID] = w
+	if n := st.MoveFailures; n > 0 {
+		w, ok := d.waits[g.VMID]
+		if !ok || w.revision != int64(n) {
+			w = wait{int64(n), d.now}
+			d.waits[g.VMID] = w
+		}
+		until = max(until, w.since+backoff(d.p.MoveBackoff, d.p.MoveBackoffMax, n))
 	}
-	until := w.since + backoff(d.p.MoveBackoff, d.p.MoveBackoffMax, st.MoveFailures)
 	if d.now >= until {
 		return false
 	}

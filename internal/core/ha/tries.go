@@ -28,6 +28,8 @@ type tries struct {
 	moveOf     int64
 	asked      bool          // it waits for the manager's word to start,
 	askedAt    time.Duration // since then
+	waits      bool          // it waits for others to run,
+	waitsAt    time.Duration // since then
 }
 
 // patient notes since when the image is locked and reports whether whoever holds it may still be the QEMU that a

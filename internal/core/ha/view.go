@@ -37,6 +37,8 @@ type Params struct {
 	RebootPatience time.Duration
 	// Permit is how long a guest that may start only by the manager's word waits for that word.
 	Permit time.Duration
+	// DependencyPatience: a guest that waits so long for others to run starts without them.
+	DependencyPatience time.Duration
 	// StopTries: a guest that could not be stopped so often is in error.
 	StopTries int
 	// MoveBackoff: a guest whose move failed waits so long until the manager tries again, twice as long each further time, up to MoveBackoffMax.
@@ -69,12 +71,14 @@ func DefaultParams() Params {
 		RebootPatience: time.Minute, // the delay after which Proxmox VE would recover them
 		Permit:         5 * time.Second,
 		StopTries:      3,
-		MoveBackoff:    2 * time.Second,
-		MoveBackoffMax: 30 * time.Second,
-		MovesPerNode:   4,
-		FlapCount:      3,
-		FlapWindow:     10 * time.Minute,
-		Quarantine:     10 * time.Minute,
+		// Longer than any guest takes to boot; it ends the wait of those that wait for each other.
+		DependencyPatience: 5 * time.Minute,
+		MoveBackoff:        2 * time.Second,
+		MoveBackoffMax:     30 * time.Second,
+		MovesPerNode:       4,
+		FlapCount:          3,
+		FlapWindow:         10 * time.Minute,
+		Quarantine:         10 * time.Minute,
 	}
 }
 
@@ -95,6 +99,8 @@ type Member struct {
 	// still has LiveRevision. Why says the reason, for or against.
 	MayTake bool
 	Why     string
+	// Wait is how long the silence must last yet for MayTake, if that is all that is missing and it is known; 0 else. It saves the polling.
+	Wait time.Duration
 	// Heard is the time since the last sign of life by any path: a renewal, a beacon on either network, a storage watcher. It
 	// counts only where Fencing is used; an agent that leaves it 0 never shoots.
 	Heard time.Duration

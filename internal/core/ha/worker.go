@@ -96,7 +96,7 @@ func (w *Worker) done(now time.Duration, a Action) {
 		case Start:
 			t.running, t.since, t.locked, t.owed, t.paid = true, now, false, 0, 0
 		case Stop:
-			t.stops = 0
+			t.stops, t.running = 0, false
 		case Reset:
 			t.fail(now, w.p)
 		}
@@ -143,7 +143,7 @@ func (w *Worker) observe(now time.Duration) {
 		runs = runs && p.State == ProcessRunning
 		switch {
 		case t.stale:
-		case w.leaveAlone(g.VMID):
+		case w.leaveAlone(g.VMID), !runs && w.ending(g.VMID):
 			t.running = false
 		case runs && !t.running:
 			t.running, t.since, t.locked = true, now, false
@@ -160,6 +160,15 @@ func (w *Worker) observe(now time.Duration) {
 			delete(w.guests, id)
 		}
 	}
+}
+
+// ending: this worker has the guest's QEMU ended, or moved, at the moment.
+func (w *Worker) ending(id model.VMID) bool {
+	switch w.ledger.flying[Stop{VMID: id}.Key()].(type) {
+	case Stop, Migrate, Discard:
+		return true
+	}
+	return false
 }
 
 // leaveAlone: a task or a migration has the guest in hand.
