@@ -149,7 +149,7 @@ func (m *member) managerView() ha.View {
 		verdict, silence := m.live.verdict(name)
 		v.Members = append(v.Members, ha.Member{
 			Name: name, Revision: n.Revision, MemoryMiB: n.Value.MemoryMiB, Storages: sharedOn(conf.storages, name),
-			Live: verdict.Live, LiveRevision: verdict.Revision, Silence: silence, MayTake: verdict.May, Why: verdict.Reason, Wait: verdict.Wait,
+			Live: verdict.Live, LiveRevision: verdict.Revision, Silence: silence, MayTake: verdict.May, Why: verdict.Reason,
 		})
 	}
 	return v
