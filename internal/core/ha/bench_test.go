@@ -2,12 +2,15 @@ package ha_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/core/place"
 	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/core/rules"
 )
 
 // big is a cluster of 256 nodes in racks of 40 with 20,000 guests that run.
@@ -75,6 +78,33 @@ func TestALookAtABigClusterIsQuick(t *testing.T) {
 	v.Members[3].Request.Maintenance = true // every guest is evaluated
 	took, _ = best(v)
 	t.Logf("the same with a node in maintenance: %s", took)
+	if took > 3*most {
+		t.Errorf("a look took %s, it should take at most %s", took, most)
+	}
+}
+
+func TestALookWithRulesAndBalanceIsQuick(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector is measured otherwise")
+	}
+	const most = 500 * time.Millisecond
+	v := big(0)
+	var text strings.Builder
+	for i := range 1000 {
+		fmt.Fprintf(&text, "resource-affinity: apart-%d\n\tresources vm:%d,vm:%d\n\taffinity negative\n\n", i, 100+2*i, 101+2*i)
+	}
+	parsed, err := pveconf.ParseHARules([]byte(text.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var nodes []rules.Node
+	for _, m := range v.Members {
+		nodes = append(nodes, rules.Node{Name: m.Name, Rack: m.Rack})
+	}
+	v.Rules = rules.Compile(parsed, nodes)
+	v.Policy.Placing, v.Policy.Rebalance, v.Policy.Balance = place.Static, true, place.DefaultBalanceParams()
+	took, _ := best(v)
+	t.Logf("256 nodes and 20,000 guests with 1000 rules and automatic rebalancing: %s", took)
 	if took > 3*most {
 		t.Errorf("a look took %s, it should take at most %s", took, most)
 	}

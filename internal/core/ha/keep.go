@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
 )
 
@@ -15,13 +16,13 @@ func (w *Worker) decide(now time.Duration) []Action {
 		return nil
 	}
 	o := outbox{ledger: w.ledger, now: now}
-	mine := make(map[int]bool, len(w.view.Guests))
+	mine := make(map[model.VMID]bool, len(w.view.Guests))
 	for _, g := range w.inOrder() {
-		mine[int(g.VMID)] = true
+		mine[g.VMID] = true
 		w.keep(&o, g)
 	}
 	for _, id := range slices.Sorted(maps.Keys(w.view.Processes)) {
-		if !mine[int(id)] && !w.leaveAlone(id) {
+		if !mine[id] && !w.leaveAlone(id) {
 			w.act(&o, Discard{VMID: id, Reason: "its file is not under this node's path, and no migration brings it here"})
 		}
 	}
@@ -43,16 +44,19 @@ func (w *Worker) inOrder() []Guest {
 }
 
 // release gives up the acknowledgements of guests whose files were moved away by hand: the new owner waits for it.
-func (w *Worker) release(o *outbox, mine map[int]bool) {
+func (w *Worker) release(o *outbox, mine map[model.VMID]bool) {
 	if w.view.Members == nil {
 		return
 	}
-	for _, id := range slices.Sorted(maps.Keys(w.view.Protected)) {
-		p := w.view.Protected[id]
-		_, runs := w.view.Processes[id]
-		if p.Node == w.self && !mine[int(id)] && !runs && !w.leaveAlone(id) {
-			w.act(o, Unacknowledge{id, p.Revision, "its file is not under this node's path any more"})
+	var left []model.VMID
+	for id, p := range w.view.Protected {
+		if _, runs := w.view.Processes[id]; p.Node == w.self && !mine[id] && !runs && !w.leaveAlone(id) {
+			left = append(left, id)
 		}
+	}
+	slices.Sort(left)
+	for _, id := range left {
+		w.act(o, Unacknowledge{id, w.view.Protected[id].Revision, "its file is not under this node's path any more"})
 	}
 }
 
