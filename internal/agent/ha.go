@@ -95,6 +95,8 @@ func failKind(err error) ha.FailKind {
 		return ha.FailLocked
 	case errors.Is(err, store.ErrConflict), errors.Is(err, model.ErrBusy):
 		return ha.FailConflict
+	case errors.Is(err, model.ErrNoQuorum):
+		return ha.FailUnready
 	}
 	return ha.FailOther
 }

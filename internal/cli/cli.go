@@ -75,6 +75,7 @@ func (m *Main) root() *cobra.Command {
 		m.versionCommand(), m.agentCommand(), m.guardCommand(), m.clusterCommand(), m.pvecmCommand(), m.vmCommand(), m.haCommand(),
 		m.storageCommand(), m.taskCommand(), m.nodeCommand())
 	root.AddCommand(extraCommands(m)...)
+	root.AddCommand(m.simCommand())
 	refuseUnknown(root)
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.CompletionOptions.HiddenDefaultCmd = true

@@ -82,6 +82,9 @@ type Live struct {
 	Fenced bool `json:"fenced,omitempty"`
 	// By names the node that made the cut.
 	By string `json:"by,omitempty"`
+	// Covers says which guests the proof behind the cut covers: "" all of them, "rbd" those alone whose writable disks
+	// are all on RBD; the others may be taken when the lease is over. It means something only while Fenced is set.
+	Covers string `json:"covers,omitempty"`
 	// Online is when this incarnation of the node registered, Unix seconds by its own clock.
 	Online int64 `json:"online"`
 	// Left means that the node stopped in good order, with no guest running.

@@ -22,7 +22,7 @@ const (
 
 // HAResource is one section of ha/resources.cfg.
 type HAResource struct {
-	Type string // "vm"
+	Type string // "vm", "ct"; any other word of lower-case letters is read too
 	ID   string // as it stands in the file, "100"
 	VMID model.VMID
 	// State is what was asked for; a section without one means started.
@@ -31,7 +31,11 @@ type HAResource struct {
 	MaxRestart, MaxRelocate int
 	// Failback is true where the file says nothing.
 	Failback bool
-	Comment  string
+	// AutoRebalance lets the automatic balancing move it; true where the file says nothing.
+	AutoRebalance bool
+	// Group is a section of ha/groups.cfg, the form that preceded rules; see [GroupsToRules].
+	Group   string
+	Comment string
 	// Unsupported says why Sauh cannot take care of it, "" if it can. Such a section is kept as it is.
 	Unsupported string
 	// Section is where it came from; it keeps order, comments and unknown keys.
@@ -52,11 +56,11 @@ func ParseSID(sid string) (model.VMID, error) {
 
 // NewHAResource is a resource as `ha add` makes it.
 func NewHAResource(id model.VMID, state HAState) HAResource {
-	return HAResource{Type: "vm", ID: id.String(), VMID: id, State: state, MaxRestart: 1, MaxRelocate: 1, Failback: true}
+	return HAResource{Type: "vm", ID: id.String(), VMID: id, State: state, MaxRestart: 1, MaxRelocate: 1, Failback: true, AutoRebalance: true}
 }
 
-// ParseHAResources reads ha/resources.cfg. Resources of another type than vm are
-// returned with Unsupported set; what is wrong is an *model.InvalidError with its line.
+// ParseHAResources reads ha/resources.cfg. Resources of another type than vm are read as well, and
+// have Unsupported set; what is wrong is an *model.InvalidError with its line.
 func ParseHAResources(text []byte) ([]HAResource, error) {
 	f, err := ParseSections(text)
 	if err != nil {
@@ -76,13 +80,15 @@ func ParseHAResources(text []byte) ([]HAResource, error) {
 // HAResourceFromSection reads one section of ha/resources.cfg; errors as ParseHAResources.
 func HAResourceFromSection(s Section) (HAResource, error) {
 	r := HAResource{Type: s.Type, ID: s.ID, Section: s}
-	if s.Type != "vm" {
-		r.Unsupported = fmt.Sprintf("resource type %q is not supported by this version: only vm is", s.Type)
-		return r, nil
-	}
 	var err error
 	if r.VMID, err = model.ParseVMID(s.ID); err != nil {
-		return HAResource{}, invalidLine(s.Line, "vm", "%q is not a guest id: use a number from %d to %d", s.ID, model.MinVMID, model.MaxVMID)
+		return HAResource{}, invalidLine(s.Line, s.Type, "%q is not a guest id: use a number from %d to %d", s.ID, model.MinVMID, model.MaxVMID)
+	}
+	if s.Type != "vm" {
+		r.Unsupported = fmt.Sprintf("resource type %q is not supported by this version: only vm is", s.Type)
+	}
+	if !haSID.MatchString(r.SID()) {
+		return HAResource{}, invalidLine(s.Line, "type", "%q is no type of HA resource: use lower-case letters, such as vm", s.Type)
 	}
 	if r.State, err = haState(s); err != nil {
 		return HAResource{}, err
@@ -95,6 +101,12 @@ func HAResourceFromSection(s Section) (HAResource, error) {
 	}
 	if r.Failback, err = s.boolean("failback", true); err != nil {
 		return HAResource{}, err
+	}
+	if r.AutoRebalance, err = s.boolean("auto-rebalance", true); err != nil {
+		return HAResource{}, err
+	}
+	if r.Group, _ = s.Get("group"); r.Group != "" && !configID.MatchString(r.Group) {
+		return HAResource{}, s.invalid("group", "%q is no name of a group: use at least two letters, digits, '-' and '_', a letter first", r.Group)
 	}
 	r.Comment, _ = s.Get("comment")
 	return r, nil
@@ -143,10 +155,7 @@ func PrintHAResources(resources []HAResource) ([]byte, error) {
 func (r HAResource) section() (Section, error) {
 	s := r.Section
 	s.Type, s.ID = r.Type, r.ID
-	if r.Type != "vm" {
-		return s, nil
-	}
-	var old HAResource
+	old := HAResource{AutoRebalance: true}
 	if read, err := HAResourceFromSection(s); err == nil {
 		old = read
 	}
@@ -161,6 +170,16 @@ func (r HAResource) section() (Section, error) {
 	}
 	if r.Failback != old.Failback {
 		s = s.With("failback", digit(r.Failback))
+	}
+	if r.AutoRebalance != old.AutoRebalance {
+		s = s.With("auto-rebalance", digit(r.AutoRebalance))
+	}
+	switch {
+	case r.Group == old.Group:
+	case r.Group == "":
+		s = s.Without("group")
+	default:
+		s = s.With("group", r.Group)
 	}
 	switch {
 	case r.Comment == old.Comment:

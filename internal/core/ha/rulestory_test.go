@@ -1,0 +1,184 @@
+package ha_test
+
+import (
+	"strings"
+	"testing"
+
+	"sauh.dev/sauh/internal/core/ha"
+	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/core/place"
+	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/core/rules"
+)
+
+// ruled compiles the text of ha/rules.cfg for the stage's nodes.
+func (s *stage) ruled(text string) {
+	s.t.Helper()
+	parsed, err := pveconf.ParseHARules([]byte(text))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var nodes []rules.Node
+	for _, a := range s.nodes {
+		nodes = append(nodes, rules.Node{Name: a.name})
+	}
+	s.rules = rules.Compile(parsed, nodes)
+}
+
+const onlyN2N3 = "node-affinity: rule\n\tresources vm:100\n\tnodes n2:2,n3:1\n\tstrict 1\n"
+
+func TestAStoppedGuestStartsWhereARuleWantsIt(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.guest(100, "n1", pveconf.HAStarted)
+	s.ruled(onlyN2N3)
+	s.run(second)
+	s.is("vm:100 n2 started runs")
+	s.happened("vm:100 n1→n2", "start vm:100 on n2")
+}
+
+func TestARuleThatChangesMovesTheGuestLive(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.guest(100, "n1", pveconf.HAStarted)
+	s.run(second)
+	s.ruled(onlyN2N3)
+	s.run(second)
+	s.happened("start vm:100 on n1", "vm:100 n1→n2")
+}
+
+func TestFailback(t *testing.T) {
+	for _, no := range []bool{false, true} {
+		s := newStage(t, "n1", "n2", "n3")
+		s.guest(100, "n2", pveconf.HAStarted)
+		s.config[100] = ha.Resource{MaxRestart: 1, MaxRelocate: 1, NoFailback: no}
+		s.ruled(onlyN2N3)
+		s.run(second)
+		s.die("n2")
+		s.run(15 * second)
+		s.is("vm:100 n3 started runs")
+		s.boot("n2")
+		s.run(second)
+		if no {
+			s.is("vm:100 n3 started runs")
+		} else {
+			s.is("vm:100 n2 started runs")
+		}
+	}
+}
+
+func TestAGuestWithoutAPlaceWaitsInRecoveryForItsNode(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.guest(100, "n3", pveconf.HAStarted)
+	s.ruled("node-affinity: rule\n\tresources vm:100\n\tnodes n3\n\tstrict 1\n")
+	s.run(second)
+	s.die("n3")
+	s.run(30 * second)
+	s.is("vm:100 n3 recovery")
+	s.boot("n3")
+	s.run(second)
+	s.is("vm:100 n3 started runs")
+}
+
+func TestACommandTakesThoseAlongThatMustBeTogetherAndRespectsThoseApart(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	for _, id := range []model.VMID{100, 101} {
+		s.guest(id, "n1", pveconf.HAStarted)
+	}
+	s.guest(102, "n2", pveconf.HAStarted)
+	s.ruled("resource-affinity: together\n\tresources vm:100,vm:101\n\taffinity positive\n\nresource-affinity: apart\n\tresources vm:100,vm:102\n\taffinity negative\n")
+	s.run(second)
+	s.asks(101, ha.Command{Kind: ha.CommandMigrate, Target: "n3"})
+	s.run(second)
+	s.is("vm:100 n3 started runs", "vm:101 n3 started runs", "vm:102 n2 started runs")
+	s.log = nil
+	s.asks(102, ha.Command{Kind: ha.CommandMigrate, Target: "n3"})
+	s.run(second)
+	if len(s.log) != 1 || !strings.HasPrefix(s.log[0], "refused vm:102: ") || !strings.Contains(s.log[0], "vm:100") {
+		t.Errorf("got %q", s.log)
+	}
+}
+
+func TestAStartThatTheClusterCouldNotBearIsRefusedOrWarnedOf(t *testing.T) {
+	for _, warn := range []bool{false, true} {
+		s := newStage(t, "n1", "n2", "n3")
+		s.policy.Tolerate, s.policy.WarnOnly = 1, warn
+		for i, node := range []string{"n1", "n2", "n3"} {
+			id := model.VMID(100 + i)
+			s.guest(id, node, pveconf.HAStarted)
+			g := s.guests[id]
+			g.MemoryMiB = 9000
+			s.guests[id] = g
+			s.resources[id] = pveconf.HADisabled
+		}
+		s.run(second) // the cluster learns that they are stopped
+		s.resources[100] = pveconf.HAStarted
+		s.run(second)
+		s.happened("start vm:100 on n1")
+		s.resources[101], s.resources[102] = pveconf.HAStarted, pveconf.HAStarted
+		s.run(20 * second)
+		if warn {
+			s.is("vm:100 n1 started runs", "vm:101 n2 started runs", "vm:102 n3 started runs")
+			continue
+		}
+		held := s.status(102)
+		if held.State != ha.StatusStopped || held.Hold == "" || held.Hold != held.Reason {
+			t.Errorf("got %+v", held)
+		}
+		s.resources[100], s.resources[101] = pveconf.HADisabled, pveconf.HADisabled
+		s.run(20 * second)
+		s.is("vm:100 n1 stopped", "vm:101 n2 stopped", "vm:102 n3 started runs")
+	}
+}
+
+func TestRebalanceOnStart(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.policy.RebalanceOnStart = true
+	for i := range 3 {
+		s.guest(model.VMID(100+i), "n1", pveconf.HAStarted)
+	}
+	s.run(second)
+	on := map[string]int{}
+	for i := range 3 {
+		node, _ := s.store.owner(model.VMID(100 + i))
+		on[node]++
+	}
+	if len(on) != 3 {
+		t.Errorf("got %v, want one on each", on)
+	}
+}
+
+func TestAutomaticRebalancingComesToRest(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.policy.Rebalance, s.policy.Placing, s.policy.Balance = true, place.Static, place.DefaultBalanceParams()
+	for i := range 6 {
+		s.guest(model.VMID(100+i), "n1", pveconf.HAStarted)
+	}
+	s.run(second)
+	s.log = nil
+	s.run(20 * 60 * second)
+	moves := len(s.log)
+	on := map[string]int{}
+	for i := range 6 {
+		node, _ := s.store.owner(model.VMID(100 + i))
+		on[node]++
+	}
+	if on["n1"] > 3 || moves > 4 {
+		t.Errorf("got %v after %d moves: %q", on, moves, s.log)
+	}
+}
+
+func TestAGuestThatWasStoppedWaitsForTheManagersWordAndNotForEver(t *testing.T) {
+	d := talkToWorker(t)
+	d.guest(100, pveconf.HAStarted)
+	d.v.AwaitManager = true
+	d.view("wake 5s")
+	d.now = 5 * second
+	d.says(ha.Tick{}, "start vm:100 attempt 1")
+}
+
+func TestAGuestThatRanDoesNotWaitForTheManagersWord(t *testing.T) {
+	d := talkToWorker(t)
+	d.guest(100, pveconf.HAStarted)
+	d.v.AwaitManager = true
+	d.v.Statuses[100] = ha.StatusRecord{Status: ha.Status{State: ha.StatusStarted, Node: "n1"}, Revision: 9}
+	d.view("start vm:100 attempt 1")
+}
