@@ -14,8 +14,9 @@ TOOLS=${SAUH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/sauh}/tools
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
-# From Debian 12 itself: compiler for the race detector, firewall, addresses, boot loader of the probe guest's image.
-BASE='gcc libc6-dev nftables iproute2 iputils-ping syslinux syslinux-common mtools e2fsprogs ca-certificates'
+# From Debian 12 itself: compiler for the race detector, firewall, addresses, boot loader of the probe guest's image,
+# a simulated BMC (ipmi_sim).
+BASE='gcc libc6-dev nftables iproute2 iputils-ping syslinux syslinux-common mtools e2fsprogs openipmi ca-certificates'
 # From bookworm-backports: QEMU 7.2 of Debian 12 corrupts guests that are migrated without KVM.
 BACKPORTS='qemu-system-x86 qemu-utils'
 

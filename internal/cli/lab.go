@@ -25,7 +25,7 @@ func LabCommand() *cobra.Command {
 	name := cmd.PersistentFlags().String("name", lab.DefaultName, "name of the room")
 	cmd.AddCommand(
 		labUp(name), labDown(name), labStatus(name), labExec(name),
-		labPower(name), labLink(name), labPartition(name), labInternal(),
+		labPower(name), labLink(name), labBMC(name), labPartition(name), labInternal(),
 	)
 	return cmd
 }
@@ -234,6 +234,57 @@ func labLink(name *string) *cobra.Command {
 			return r.Link(cmd.Context(), args[0], network, args[2] == "up")
 		},
 	}
+}
+
+func labBMC(name *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "bmc [NODE none|hang|lie|wrong|dead|tied|late|early | config]",
+		Short: "Break or heal a node's BMC, list all, or print ha/fence.cfg for them",
+		Long: "Each node has a BMC that speaks Redfish on an address of its own in the management network. hang: it never\n" +
+			"answers; lie: it says off and switches nothing; wrong: it is cabled to the next node; dead: it has no power;\n" +
+			"tied: it loses its power with the node; late: each answer takes 3 s; early: it says off 1 s before it is.",
+		Example: "  sauh lab bmc\n  sauh lab bmc n2 hang\n  sauh lab bmc config",
+		Args:    cobra.MaximumNArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 && args[0] != "config" {
+				return fmt.Errorf("%s: name a fault too, such as `sauh lab bmc %s hang`", args[0], args[0])
+			}
+			r, err := lab.Open(cmd.Context(), *name)
+			if err != nil {
+				return err
+			}
+			if len(args) == 2 {
+				return r.BMC(cmd.Context(), args[0], lab.BMCFault(args[1]))
+			}
+			if len(args) == 1 {
+				return printFenceConfig(cmd, r)
+			}
+			st, err := r.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return printBMCs(cmd.OutOrStdout(), st)
+		},
+	}
+}
+
+func printFenceConfig(cmd *cobra.Command, r *lab.Room) error {
+	text, err := r.FenceConfig(cmd.Context())
+	if err == nil {
+		fmt.Fprint(cmd.OutOrStdout(), text)
+	}
+	return err
+}
+
+func printBMCs(w io.Writer, st lab.Status) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "NODE\tPOWER\tBMC\tFAULT\tSYSTEM UUID\tUSER\tPASSWORD")
+	for _, n := range st.Nodes {
+		if n.BMC != nil {
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Node, n.Power, n.BMC.Address, n.BMC.Fault, n.BMC.UUID, lab.BMCUser, n.BMC.Password)
+		}
+	}
+	return t.Flush()
 }
 
 func labPartition(name *string) *cobra.Command {

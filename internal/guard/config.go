@@ -51,6 +51,7 @@ type watchdog interface {
 	Feed() error
 	Timeout() time.Duration
 	Identity() string
+	CardReset() bool
 	File() *os.File
 	Disarm() error
 	Close() error

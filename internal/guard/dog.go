@@ -63,6 +63,9 @@ func (d *dog) open() error {
 		return errors.Join(err, w.Disarm())
 	}
 	d.device = w
+	if w.CardReset() {
+		d.log.Warn("this boot follows a reset by the watchdog: the guard before it hung, died, or could not freeze a guest", "device", d.cfg.Watchdog)
+	}
 	d.log.Info("watchdog armed", "device", d.cfg.Watchdog, "identity", w.Identity(), "timeout", w.Timeout())
 	d.hold()
 	return nil
@@ -97,19 +100,28 @@ func (d *dog) weak() []string {
 		return []string{"the watchdog's holder cannot be started: " + d.holderError.Error()}
 	case len(d.cfg.Holder) == 0:
 		return []string{"the watchdog has no holder: if the guard is killed, that feeds the watchdog once more"}
+	case d.grade() == GradeSoftware:
+		return []string{"the watchdog is a timer of the kernel: it covers a guard that hangs, not a kernel that does; use a device"}
 	}
 	return nil
 }
 
-func (d *dog) describe() (identity string, timeoutS float64, grade string) {
-	if d.device == nil {
-		return "", 0, GradeNone
+func (d *dog) grade() string {
+	switch {
+	case d.device == nil:
+		return GradeNone
+	case strings.Contains(strings.ToLower(d.device.Identity()), "software"):
+		return GradeSoftware
 	}
-	grade = GradeHardware
-	if strings.Contains(strings.ToLower(d.device.Identity()), "software") {
-		grade = GradeSoftware
+	return GradeHardware
+}
+
+// describe fills in what a status says of the device.
+func (d *dog) describe(s *Status) {
+	s.Grade = d.grade()
+	if d.device != nil {
+		s.Identity, s.TimeoutS, s.WatchdogReset = d.device.Identity(), d.device.Timeout().Seconds(), d.device.CardReset()
 	}
-	return d.device.Identity(), d.device.Timeout().Seconds(), grade
 }
 
 // disarm stops the watchdog for good.

@@ -86,6 +86,7 @@ func (w *feedLog) Feed() error {
 }
 func (w *feedLog) Timeout() time.Duration { return w.timeout }
 func (w *feedLog) Identity() string       { return "a simulated one" }
+func (w *feedLog) CardReset() bool        { return false }
 func (w *feedLog) File() *os.File         { return w.file }
 func (w *feedLog) Disarm() error          { return w.file.Close() }
 func (w *feedLog) Close() error           { return w.file.Close() }
@@ -126,6 +127,7 @@ func (w *fakeDog) Feed() error {
 }
 func (w *fakeDog) Timeout() time.Duration { return w.timeout }
 func (w *fakeDog) Identity() string       { return "Software Watchdog" }
+func (w *fakeDog) CardReset() bool        { return true }
 func (w *fakeDog) File() *os.File         { return nil }
 func (w *fakeDog) Disarm() error          { w.mu.Lock(); defer w.mu.Unlock(); w.disarmed = true; return nil }
 

@@ -371,6 +371,6 @@ func (l *loop) status() Status {
 	if _, deadline, ok := l.state.Lease(); ok {
 		s.Leased, s.LeftMS = true, (deadline - l.cfg.now()).Milliseconds()
 	}
-	s.Identity, s.TimeoutS, s.Grade = l.dog.describe()
+	l.dog.describe(&s)
 	return s
 }

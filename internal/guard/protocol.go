@@ -53,6 +53,8 @@ type Status struct {
 	TimeoutS float64 `json:"timeout_s"`
 	// Grade says how far a hung guard is covered: GradeHardware, GradeSoftware or GradeNone.
 	Grade string `json:"grade"`
+	// WatchdogReset: the device says that it reset the machine before this boot. Not every device remembers.
+	WatchdogReset bool `json:"watchdog_reset,omitempty"`
 	// Weak lists what the guard should have and has not, as sentences.
 	Weak []string `json:"weak,omitempty"`
 	// Stopping: the guard was told to stop and does so when the last group is gone.

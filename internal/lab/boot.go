@@ -185,6 +185,9 @@ func nodeMounts(spec bootSpec) []sys.Mount {
 		bind(filepath.Join(run, "dev", watchdog.File), "dev/watchdog"),
 		bind(filepath.Join(run, "dev", watchdog.File), "dev/watchdog0"),
 	)
+	if exists(systemUUID) {
+		mounts = append(mounts, bind(filepath.Join(run, "product_uuid"), systemUUID))
+	}
 	if !private(spec.Dir) {
 		// The other nodes' state is none of this node's business.
 		mounts = append(mounts, sys.Mount{Source: "none", Target: in(spec.Dir), Type: "tmpfs", Flags: quiet | unix.MS_RDONLY})

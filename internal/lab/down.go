@@ -79,7 +79,7 @@ func removeDir(dir string, keepData bool) ([]string, error) {
 	names := []string{controlPath(dir), binaryPath(dir), runPath(dir)}
 	if !keepData {
 		// The mark of a room goes last, so that a Down that was interrupted can be repeated.
-		names = append(names, nasPath(dir), nodesPath(dir), logPath(dir), configPath(dir))
+		names = append(names, nasPath(dir), nodesPath(dir), bmcPath(dir), logPath(dir), configPath(dir))
 	}
 	for _, name := range names {
 		if err := os.RemoveAll(name); err != nil {

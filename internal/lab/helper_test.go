@@ -86,6 +86,8 @@ func helper(command string, args []string) error {
 		}
 		<-time.After(time.Hour)
 		return nil
+	case "fence": // ask or shoot a node by the ha/fence.cfg on the standard input
+		return tryFence(args[0], args[1], args[2])
 	case "dial": // say how a connection ends within a second
 		return dial(args[0])
 	}

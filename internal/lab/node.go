@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -38,6 +39,10 @@ type node struct {
 	mu     sync.Mutex
 	status NodeStatus
 	links  map[Network]bool
+
+	bmc *controller
+	// powered is true from power on until no process of the node is left.
+	powered atomic.Bool
 }
 
 // machine is a node between power on and power off.
@@ -80,7 +85,11 @@ func newNode(s *supervisor, index int) (*node, error) {
 	if _, err := watchdog.Mount(filepath.Join(n.runDir(), "dev"), n.device, n.sysrq); err != nil {
 		return nil, fmt.Errorf("make watchdog of %s: %w", n.name, err)
 	}
-	return n, nil
+	var err error
+	if n.bmc, err = newController(n); err != nil {
+		return nil, err
+	}
+	return n, writeUUID(n)
 }
 
 // runDir is a node's directory in the room's private tmpfs.
@@ -202,6 +211,10 @@ func (n *node) clear(ctx context.Context, res *PowerResult) error {
 	}
 	res.Killed = time.Since(res.CutAt)
 	n.machine = nil
+	n.powered.Store(false)
+	if err := n.bmc.follow(); err != nil {
+		return err
+	}
 	n.device.PowerOn(false)
 	for len(n.signals) > 0 { // what the dead machine still wanted
 		<-n.signals
@@ -272,7 +285,11 @@ func (n *node) reset(ctx context.Context, why string) {
 func (n *node) boot(ctx context.Context, cardReset bool, res *PowerResult) error {
 	start := time.Now()
 	n.device.PowerOn(cardReset)
-	err := n.tryBoot(ctx)
+	n.powered.Store(true)
+	err := n.bmc.follow()
+	if err == nil {
+		err = n.tryBoot(ctx)
+	}
 	if err == nil {
 		res.Booted = time.Since(start)
 		n.mu.Lock()
@@ -285,6 +302,8 @@ func (n *node) boot(ctx context.Context, cardReset bool, res *PowerResult) error
 	err = fmt.Errorf("boot %s: %w", n.name, err)
 	if n.machine != nil {
 		err = errors.Join(err, n.cut(ctx, &PowerResult{}))
+	} else {
+		n.powered.Store(false)
 	}
 	n.set(StateFailed, err.Error())
 	return err
@@ -456,5 +475,7 @@ func (n *node) report() NodeStatus {
 	st.Resets = append([]ResetRecord{}, st.Resets...)
 	st.Mgmt, st.Cluster = n.links[Mgmt], n.links[Cluster]
 	st.Watchdog = n.device.String()
+	control := n.bmc.status()
+	st.BMC = &control
 	return st
 }

@@ -31,6 +31,8 @@ type supervisor struct {
 	switches *switches
 	nodes    []*node
 	since    time.Time
+	// background has what ends with the room's context: the servers of the BMCs.
+	background *sync.WaitGroup
 }
 
 // The cgroups below a node's and the room's own.
@@ -60,8 +62,14 @@ func runSupervisor(dir string, ready *os.File) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wg.Go(func() { s.reaper.Run(ctx) })
+	s.background = &wg
 	if err := s.setUp(); err != nil {
 		return err
+	}
+	for i, n := range s.nodes {
+		if err := n.bmc.serve(ctx, s.nodes[(i+1)%len(s.nodes)]); err != nil {
+			return err
+		}
 	}
 	for _, n := range s.nodes {
 		wg.Go(func() { n.run(ctx) })
@@ -204,6 +212,8 @@ func (s *supervisor) handle(ctx context.Context, req request) (response, []*os.F
 		return response{Power: &res}, nil, err
 	case "link":
 		return response{}, nil, n.link(ctx, req.Network, req.Up)
+	case "bmc":
+		return response{}, nil, n.setBMC(req.Fault)
 	}
 	return response{}, nil, model.Errorf(model.ErrInvalid, "the room knows no operation %q: its sauh is another version", req.Op)
 }

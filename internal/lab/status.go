@@ -85,6 +85,8 @@ type NodeStatus struct {
 	MgmtAddress    string `json:"mgmt_address"`
 	ClusterAddress string `json:"cluster_address"`
 	Watchdog       string `json:"watchdog"`
+	// BMC is the machine's management controller; it has power of its own.
+	BMC *BMCStatus `json:"bmc,omitempty"`
 	// PID is the node's init and PIDs its processes, both as the host numbers them.
 	PID  int   `json:"pid,omitempty"`
 	PIDs []int `json:"pids"`

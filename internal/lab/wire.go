@@ -18,12 +18,13 @@ import (
 // to "exec" carries file descriptors: the namespaces and the cgroup to enter.
 
 type request struct {
-	Op        string      `json:"op"` // status, power, link, partition, heal, exec
+	Op        string      `json:"op"` // status, power, link, bmc, partition, heal, exec
 	Node      string      `json:"node,omitempty"`
 	Action    PowerAction `json:"action,omitempty"`
 	Network   Network     `json:"network,omitempty"`
 	Up        bool        `json:"up,omitempty"`
 	Partition *Partition  `json:"partition,omitempty"`
+	Fault     BMCFault    `json:"fault,omitempty"`
 }
 
 type response struct {

@@ -22,6 +22,7 @@ type Watchdog struct {
 	path     string
 	identity string
 	timeout  time.Duration
+	reset    bool
 }
 
 // watchdogInfo is struct watchdog_info of linux/watchdog.h.
@@ -70,8 +71,16 @@ func (w *Watchdog) setUp(seconds int32) error {
 		return fmt.Errorf("WDIOC_GETTIMEOUT: %w", err)
 	}
 	w.timeout = time.Duration(seconds) * time.Second
+	var status int32 // not every driver knows it; then there is no evidence
+	if err := w.ioctl(unix.WDIOC_GETBOOTSTATUS, unsafe.Pointer(&status)); err == nil {
+		w.reset = status > 0 && status&unix.WDIOF_CARDRESET != 0
+	}
 	return nil
 }
+
+// CardReset says whether the device itself tells that it reset the machine before this boot. false is no evidence of
+// anything: a software watchdog, and many others, forget.
+func (w *Watchdog) CardReset() bool { return w.reset }
 
 // Identity is the driver's name of the device.
 func (w *Watchdog) Identity() string { return w.identity }

@@ -37,10 +37,10 @@ const ModuleDir = "/modules"
 // or nothing sensible can go on; the caller then calls [PowerOff] or [Panic].
 func Run(ctx context.Context) error {
 	booted := time.Now()
-	if err := mountAll(); err != nil {
+	if err := MountAll(); err != nil {
 		return err
 	}
-	if err := loadModules(ModuleDir); err != nil {
+	if err := LoadModules(ModuleDir); err != nil {
 		return err
 	}
 	dev, err := openDisk(ctx)
@@ -121,7 +121,8 @@ func Panic(err error) {
 	os.Exit(1)
 }
 
-func mountAll() error {
+// MountAll mounts /proc, /sys and /dev; what is mounted already stays.
+func MountAll() error {
 	for _, m := range []struct{ kind, dir string }{{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}} {
 		if err := unix.Mount(m.kind, m.dir, m.kind, 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
 			return fmt.Errorf("mount %s: %w", m.dir, err)
@@ -130,8 +131,8 @@ func mountAll() error {
 	return nil
 }
 
-// loadModules loads every module in dir in alphabetical order.
-func loadModules(dir string) error {
+// LoadModules loads every module in dir in alphabetical order.
+func LoadModules(dir string) error {
 	files, err := filepath.Glob(dir + "/*.ko")
 	if err != nil {
 		return fmt.Errorf("list modules: %w", err)

@@ -62,7 +62,7 @@ func Build(ctx context.Context, o Options) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("read guest binary: %w", err)
 	}
-	k, err := findKernel(ctx, o.KernelPackage)
+	k, err := findKernel(ctx, metaPackage, o.KernelPackage, wantedModules())
 	if err != nil {
 		return "", err
 	}
@@ -100,7 +100,7 @@ func build(ctx context.Context, k *kernel, init []byte, path string) (err error)
 	if err != nil {
 		return err
 	}
-	initrd, err := initramfs(init, modules)
+	initrd, err := initramfs(init, modules, nil)
 	if err != nil {
 		return err
 	}

@@ -48,13 +48,13 @@ func entries(t *testing.T, archive []byte) map[string]string {
 }
 
 func TestTheInitramfsHoldsInitModulesAndConsole(t *testing.T) {
-	got, err := initramfs([]byte("program"), []file{{"00-a.ko", []byte("A")}, {"01-b.ko", []byte("BB")}})
+	got, err := initramfs([]byte("program"), []file{{"00-a.ko", []byte("A")}, {"01-b.ko", []byte("BB")}}, []file{{"sauh", []byte("S")}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := map[string]string{
 		"dev": "40755 ", "proc": "40755 ", "sys": "40755 ", "modules": "40755 ",
-		"dev/console": "20600 ", "modules/00-a.ko": "100644 A", "modules/01-b.ko": "100644 BB", "init": "100755 program",
+		"dev/console": "20600 ", "modules/00-a.ko": "100644 A", "modules/01-b.ko": "100644 BB", "init": "100755 program", "sauh": "100755 S",
 	}
 	r, err := gzip.NewReader(bytes.NewReader(got))
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -25,18 +26,20 @@ func wantedModules() []string {
 // kernel is one Debian kernel package.
 type kernel struct {
 	pkg, version string
-	dir          string // where fetch unpacked it
+	wanted       []string // modules, in the order to load them in
+	dir          string   // where fetch unpacked it
 }
 
-// findKernel asks apt which package and version to take; it does not need the network.
-func findKernel(ctx context.Context, pkg string) (*kernel, error) {
+// findKernel asks apt which package and version to take; it does not need the network. pkg "" is what meta
+// stands for today.
+func findKernel(ctx context.Context, meta, pkg string, wanted []string) (*kernel, error) {
 	if pkg == "" {
-		out, err := run(ctx, "", "apt-cache", "depends", metaPackage)
+		out, err := run(ctx, "", "apt-cache", "depends", meta)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrMissing, err)
 		}
 		if pkg = field(out, "Depends:"); pkg == "" {
-			return nil, fmt.Errorf("%w: apt does not know %s: run apt-get update", ErrMissing, metaPackage)
+			return nil, fmt.Errorf("%w: apt does not know %s: run apt-get update", ErrMissing, meta)
 		}
 	}
 	out, err := run(ctx, "", "apt-cache", "policy", pkg)
@@ -47,7 +50,7 @@ func findKernel(ctx context.Context, pkg string) (*kernel, error) {
 	if version == "" || version == "(none)" {
 		return nil, fmt.Errorf("%w: apt has no version of %s: run apt-get update", ErrMissing, pkg)
 	}
-	return &kernel{pkg: pkg, version: version}, nil
+	return &kernel{pkg: pkg, version: version, wanted: wanted}, nil
 }
 
 // field returns the word after name in the output of apt-cache.
@@ -65,6 +68,9 @@ func (k *kernel) vmlinuz() string { return filepath.Join(k.dir, "vmlinuz") }
 // fetch downloads the package and keeps kernel and modules of it under cache, unless they are there.
 func (k *kernel) fetch(ctx context.Context, cache string) (err error) {
 	k.dir = filepath.Join(cache, "kernel-"+formatVersion+"-"+k.pkg+"_"+strings.ReplaceAll(k.version, ":", "."))
+	if !slices.Equal(k.wanted, wantedModules()) {
+		k.dir += "-" + strings.Join(k.wanted, "-")
+	}
 	if _, err := os.Stat(k.dir); err == nil {
 		return nil
 	}
@@ -105,7 +111,7 @@ func (k *kernel) keep(root, keep string) error {
 	if err != nil {
 		return err
 	}
-	for i, name := range wantedModules() {
+	for i, name := range k.wanted {
 		file, ok := found[name]
 		if !ok {
 			continue

@@ -1,0 +1,228 @@
+package lab
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"sauh.dev/sauh/internal/core/fence"
+	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/fence/fencetest/bmc"
+)
+
+// BMCUser is the user of every BMC of a room; the password is in BMCStatus.
+const BMCUser = "sauh"
+
+// BMCPasswordFile is where a cluster in the room keeps the password: the path that the lines of FenceConfig name.
+const BMCPasswordFile = "priv/fence/lab"
+
+// bmcPort is that of HTTPS.
+const bmcPort = "443"
+
+// BMCAddress is the address of the i-th node's BMC in the management network, counted from 1.
+func BMCAddress(i int) string { return fmt.Sprintf("10.10.1.%d", 64+i) }
+
+// BMCFault is what is wrong with a node's BMC; see the package bmc.
+type BMCFault = bmc.Fault
+
+// BMCStatus is a node's BMC.
+type BMCStatus struct {
+	Address     string   `json:"address"`
+	Fault       BMCFault `json:"fault"`
+	UUID        string   `json:"uuid"`        // of the machine
+	Fingerprint string   `json:"fingerprint"` // SHA-256 of its certificate
+	Password    string   `json:"password"`
+}
+
+// controller is the BMC of a node. It runs in the room, outside of the node, on an address of its own.
+type controller struct {
+	node    *node
+	redfish *bmc.Redfish
+	server  *http.Server
+	address string
+	identity
+
+	mu sync.Mutex // of address being there or not
+}
+
+// identity is what a BMC keeps over the life of a room.
+type identity struct {
+	Password    string `json:"password"`
+	UUID        string `json:"uuid"`
+	Certificate []byte `json:"certificate"`
+	Key         []byte `json:"key"`
+	Fingerprint string `json:"fingerprint"`
+}
+
+func bmcPath(dir string) string { return filepath.Join(dir, "bmc") }
+
+// newController makes the BMC of a node, with the identity that it had before if the room was kept.
+func newController(n *node) (*controller, error) {
+	c := &controller{node: n, address: BMCAddress(n.index)}
+	path := filepath.Join(bmcPath(n.room.config.Dir), n.name+".json")
+	text, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(text, &c.identity)
+	} else if errors.Is(err, fs.ErrNotExist) {
+		if c.identity, err = newIdentity(c.address); err == nil {
+			err = writeJSON(path, c.identity)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make BMC of %s: %w", n.name, err)
+	}
+	c.redfish = &bmc.Redfish{User: BMCUser, Password: c.Password, Machine: bmcMachine{n}}
+	return c, nil
+}
+
+func newIdentity(address string) (identity, error) {
+	cert, fingerprint, err := bmc.Certificate("bmc", net.ParseIP(address))
+	if err != nil {
+		return identity{}, err
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	if err != nil {
+		return identity{}, err
+	}
+	var password [8]byte
+	_, _ = rand.Read(password[:]) // never fails
+	return identity{
+		Password: hex.EncodeToString(password[:]), UUID: newUUID(),
+		Certificate: cert.Certificate[0], Key: key, Fingerprint: fingerprint,
+	}, nil
+}
+
+// serve answers until ctx is done. The other node is the one that the fault wrong confuses it with.
+func (c *controller) serve(ctx context.Context, other *node) error {
+	c.redfish.Other = bmcMachine{other}
+	if err := c.follow(); err != nil {
+		return err
+	}
+	key, err := x509.ParsePKCS8PrivateKey(c.Key)
+	if err != nil {
+		return fmt.Errorf("serve BMC of %s: %w", c.node.name, err)
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp4", net.JoinHostPort(c.address, bmcPort))
+	if err != nil {
+		return fmt.Errorf("serve BMC of %s: %w", c.node.name, err)
+	}
+	c.server = bmc.Serve(c.redfish, tls.Certificate{Certificate: [][]byte{c.Certificate}, PrivateKey: key})
+	c.node.room.background.Go(func() { _ = c.server.ServeTLS(l, "", "") })
+	context.AfterFunc(ctx, func() { _ = c.server.Close() })
+	return nil
+}
+
+// follow gives the BMC its address, or takes it away when the BMC itself has no power: then nothing answers
+// for it, not even the network below.
+func (c *controller) follow() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	link, err := netlink.LinkByName(string(Mgmt))
+	if err != nil {
+		return fmt.Errorf("find switch %s: %w", Mgmt, err)
+	}
+	addr := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(c.address).To4(), Mask: net.CIDRMask(32, 32)}}
+	if c.redfish.Silent() {
+		if err = netlink.AddrDel(link, addr); errors.Is(err, unix.EADDRNOTAVAIL) {
+			err = nil
+		}
+	} else if err = netlink.AddrAdd(link, addr); errors.Is(err, unix.EEXIST) {
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("address of the BMC of %s: %w", c.node.name, err)
+	}
+	return nil
+}
+
+func (c *controller) status() BMCStatus {
+	return BMCStatus{Address: c.address, Fault: c.redfish.Fault(), UUID: c.UUID, Fingerprint: c.Fingerprint, Password: c.Password}
+}
+
+// setBMC breaks or heals a node's BMC.
+func (n *node) setBMC(f BMCFault) error {
+	f, err := bmc.ParseFault(string(f))
+	if err != nil {
+		return err
+	}
+	n.bmc.redfish.SetFault(f)
+	n.room.log.Printf("%s: BMC: %s", n.name, f)
+	return n.bmc.follow()
+}
+
+// bmcMachine is a node as its BMC switches it.
+type bmcMachine struct{ n *node }
+
+// On is true until no process of the node is left.
+func (m bmcMachine) On() bool { return m.n.powered.Load() }
+
+// PowerOff returns when no process of the node is left.
+func (m bmcMachine) PowerOff(ctx context.Context) error {
+	_, err := m.n.power(ctx, PowerOff)
+	return err
+}
+
+// PowerOn returns when the node's units are started.
+func (m bmcMachine) PowerOn(ctx context.Context) error {
+	_, err := m.n.power(ctx, PowerOn)
+	return err
+}
+
+// UUID is the node's system UUID.
+func (m bmcMachine) UUID() string { return m.n.bmc.UUID }
+
+// BMC breaks a node's BMC, or heals it with the fault "none". It holds over power cycles of the node.
+func (r *Room) BMC(ctx context.Context, node string, f BMCFault) error {
+	_, err := r.call(ctx, request{Op: "bmc", Node: node, Fault: f})
+	return err
+}
+
+// FenceConfig is ha/fence.cfg for a cluster of all the room's nodes. Each BMC has a password of its own; the lines
+// name BMCPasswordFile with the node's name after it.
+func (r *Room) FenceConfig(ctx context.Context) (string, error) {
+	st, err := r.Status(ctx)
+	if err != nil {
+		return "", err
+	}
+	return fenceConfig(st)
+}
+
+func fenceConfig(st Status) (string, error) {
+	var methods []pveconf.FenceMethod
+	for _, n := range st.Nodes {
+		if n.BMC == nil {
+			return "", model.Errorf(model.ErrUnavailable, "room %q has no BMCs: its sauh is another version", st.Name)
+		}
+		m := pveconf.NewFenceMethod(pveconf.FenceRedfish, n.Node+"-bmc")
+		m.Nodes, m.Address, m.User = []string{n.Node}, net.JoinHostPort(n.BMC.Address, bmcPort), BMCUser
+		m.VerifyGap = fence.RehearsedGap // these BMCs say off when no process is left
+		m.PasswordFile, m.Fingerprint, m.UUID = BMCPasswordFile+"-"+n.Node, n.BMC.Fingerprint, n.BMC.UUID
+		methods = append(methods, m)
+	}
+	text, err := pveconf.PrintFence(methods)
+	return string(text), err
+}
+
+// systemUUID is the file through which a machine with DMI tells its UUID.
+const systemUUID = "/sys/class/dmi/id/product_uuid"
+
+// writeUUID is for the nodes' file of that name.
+func writeUUID(n *node) error {
+	return os.WriteFile(filepath.Join(n.runDir(), "product_uuid"), []byte(n.bmc.UUID+"\n"), 0o400)
+}
