@@ -109,7 +109,7 @@ func TestWhereRulesSendAGuestWhoseNodeIsLost(t *testing.T) {
 		},
 		"away from the partners of a partner's enemy": {
 			nodes, with("with1", "vm:100,vm:101") + with("with2", "vm:102,vm:103") + apart("apart1", "vm:101,vm:103"),
-			[]place.Guest{ha(102, "n1")},
+			[]place.Guest{ha(102, "n1"), ha(104, "n2"), ha(105, "n2"), ha(106, "n3"), ha(107, "n3"), ha(108, "n3")},
 			"n2", "",
 		},
 		"apart and on few nodes":                      {nodes, apart("apart1", "vm:100,vm:101") + near("near1", "vm:100,vm:101", "n1,n2", "strict 1"), []place.Guest{ha(101, "n1")}, "n2", ""},
