@@ -53,7 +53,11 @@ func (n *node) startAgent() {
 	if n.s.store.leader != nil && n.s.store.hears(n.s.store.leader, n) {
 		n.s.store.catchUp()
 	}
-	n.s.after(n.s.rng.between(100*time.Millisecond, 400*time.Millisecond), &n.agentProc, a.open)
+	loading := n.s.rng.between(100*time.Millisecond, 400*time.Millisecond)
+	if n.s.scenario != nil {
+		loading = 2 * time.Second
+	}
+	n.s.after(loading, &n.agentProc, a.open)
 }
 
 // killAgent ends the agent's process; QEMUs and guard run on.
@@ -114,7 +118,9 @@ func (a *agent) adopt(done func()) {
 			a.addProc(q)
 		}
 		for _, name := range names {
-			if id, err := model.ParseVMID(name); err == nil && a.proc(id) == nil {
+			if id, err := model.ParseVMID(name); err == nil && a.s.mut == mutUnguardOnStart {
+				a.ask(guardDeadline, func(g *guardDaemon, reply func(error)) { reply(g.unprotect(name)) }, func(error) {})
+			} else if err == nil && a.proc(id) == nil {
 				a.unguard(id, func() {})
 			}
 		}
@@ -168,7 +174,7 @@ func (a *agent) noticeEnd(q *qemu) {
 
 // unguard takes a group out of the guard's care if nothing runs in it.
 func (a *agent) unguard(id model.VMID, done func()) {
-	if cg := a.node.group(id.String()); cg != nil && cg.q != nil && a.s.mut != mutUnguardPopulated {
+	if cg := a.node.group(id.String()); cg != nil && cg.q != nil {
 		done()
 		return
 	}
@@ -313,9 +319,6 @@ func (a *agent) extend(act lease.Extend, done func()) {
 
 // valid reports whether this node's lease is not over.
 func (a *agent) valid() bool {
-	if a.s.mut == mutValidWithoutLease {
-		return a.epoch > 0
-	}
 	return a.deadline-a.s.params.FreezeMargin > a.node.local()
 }
 
@@ -325,6 +328,9 @@ func (a *agent) killBefore(epoch uint64, done func()) {
 	a.kick()
 	deadline := killDeadline
 	a.ask(deadline, func(g *guardDaemon, reply func(error)) {
+		if a.s.mut == mutFenceEpoch {
+			epoch--
+		}
 		_ = g.step(lease.FenceOrder{Epoch: epoch})
 		g.fences = append(g.fences, fenceCall{epoch, reply})
 		g.answerFences()
@@ -385,7 +391,11 @@ func (a *agent) noteLive(rec record) {
 		a.observer.Forget(name)
 		return
 	}
-	a.observer.Note(name, live, rec.mod, a.node.local())
+	at := a.node.local()
+	if a.s.mut == mutArrivalBackdated {
+		at -= 4 * time.Second
+	}
+	a.observer.Note(name, live, rec.mod, at)
 }
 
 // get reads a key linearizably.

@@ -28,6 +28,8 @@ const (
 	ruleEpoch     Rule = "epoch"          // a node's epoch never goes down, and a cut raises it
 	ruleRest      Rule = "rest"           // once the faults are over, everything that can run runs
 	ruleQuiet     Rule = "quiet"          // and nothing changes any more
+	ruleGuardless Rule = "guardless"      // a node renews only while its guard answers
+	ruleClean     Rule = "clean"          // a fenced node registers only after its old guests are dead
 	ruleReset     Rule = "needless-reset" // no machine is reset without a fault
 )
 
@@ -96,6 +98,14 @@ func (c *checks) liveWritten(r *request, old, rec record) {
 		return
 	}
 	if r.a.node == n && live.BootID == r.a.bootID() {
+		if !n.guardProc.up && r.sent > n.guardDied+time.Millisecond {
+			c.broken(ruleGuardless, "%s renews, and its guard died at %.3fs", n.name, n.guardDied.Seconds())
+		}
+		for _, q := range n.qemus {
+			if was.Fenced && q.protect && q.proc.up && q.cg.mark != nil && q.cg.mark.Epoch < live.Epoch {
+				c.broken(ruleClean, "%s registers with epoch %d and %s of epoch %d is alive", n.name, live.Epoch, q, q.cg.mark.Epoch)
+			}
+		}
 		c.renewed[n.i], c.sentAt[n.i], c.boot[n.i] = r.sent, n.clk.read(r.sent), n.boots
 		c.watchLease(n)
 	}

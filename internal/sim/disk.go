@@ -59,6 +59,7 @@ type guest struct {
 	wontStop     bool
 	startTime    time.Duration
 	downAt       time.Duration // when it stopped running; 0 while it runs
+	strike       *moveStrike   // a fault that waits for a phase of a migration
 	movesAllowed int           // by people; each allows one
 	moves        []move
 	load         ha.Load

@@ -50,6 +50,9 @@ const (
 	faultPersonMove    Kind = "person-moves"
 	faultPersonHA      Kind = "person-edits-resources"
 	faultIsolateMove   Kind = "partition-during-migration"
+	faultMovePhase     Kind = "migration-struck-at-a-phase"
+	faultSlowApply     Kind = "store-member-lags"
+	faultCutSlowFreeze Kind = "partition-and-slow-freeze"
 )
 
 // Fault is one thing that goes wrong, or that a person does.
@@ -121,7 +124,10 @@ func weighted() []struct {
 		{faultPersonStop, 4},
 		{faultPersonMove, 16},
 		{faultPersonHA, 6},
-		{faultIsolateMove, 8},
+		{faultIsolateMove, 6},
+		{faultMovePhase, 14},
+		{faultSlowApply, 5},
+		{faultCutSlowFreeze, 4},
 	}
 }
 
@@ -225,11 +231,11 @@ func (s *sim) strike(f *Fault, n *node, r *rng) (undo func()) {
 		return s.strikeDog(f, n, r)
 	case faultBMCSilent, faultBMCLies, faultBMCWrong, faultBlocklistLate:
 		return s.strikeFence(f, n, r)
-	case faultQEMUCrash, faultStartFails, faultMoveFails, faultPersonStart, faultPersonStop, faultPersonMove, faultPersonHA, faultIsolateMove:
+	case faultQEMUCrash, faultStartFails, faultMoveFails, faultPersonStart, faultPersonStop, faultPersonMove, faultPersonHA, faultIsolateMove, faultMovePhase:
 		return s.strikeGuest(f, r)
-	case faultStorageCut, faultSlowKill:
+	case faultStorageCut, faultSlowKill, faultCutSlowFreeze:
 		return s.strikeStorage(f, n, r)
-	case faultLeader, faultSlowDisk, faultLostAnswer, faultDuplicate, faultWallClock:
+	case faultLeader, faultSlowDisk, faultLostAnswer, faultDuplicate, faultWallClock, faultSlowApply:
 		return s.strikeStore(f, n, r)
 	default:
 		return s.strikeNet(f, n, r)
@@ -265,6 +271,7 @@ func (n *node) killGuard() {
 		return
 	}
 	n.s.trace(n, "guard: killed")
+	n.guardDied = n.s.now
 	n.guardProc.end()
 	n.guard = nil
 }
@@ -278,7 +285,15 @@ func (s *sim) strikeDog(f *Fault, n *node, r *rng) func() {
 		return func() { n.dog.late = 0 }
 	}
 	n.dog.dead = true
-	return func() { n.dog.dead = false; n.watchDog() }
+	heal := func() {}
+	if r.chance(50) {
+		heal = s.cutLinks(func(a, b *node) bool { return a == n || b == n })
+	}
+	return func() {
+		n.dog.dead = false
+		n.watchDog()
+		heal()
+	}
 }
 
 func (s *sim) strikeFence(f *Fault, n *node, r *rng) func() {
@@ -294,7 +309,16 @@ func (s *sim) strikeFence(f *Fault, n *node, r *rng) func() {
 			return nil
 		}
 		n.bmc.wrong = s.nodes[f.Peer]
-		return func() { n.bmc.wrong = nil }
+		heal := func() {}
+		if r.chance(50) { // the worst: the other one is off, and this one cannot be heard
+			n.bmc.wrong.powerOff("power cut")
+			heal = s.cutLinks(func(a, b *node) bool { return a == n || b == n })
+		}
+		return func() {
+			n.bmc.wrong.bootLater()
+			n.bmc.wrong = nil
+			heal()
+		}
 	default:
 		s.blocklistLate = r.between(time.Second, 8*time.Second)
 		return func() { s.blocklistLate = 0 }
@@ -302,6 +326,14 @@ func (s *sim) strikeFence(f *Fault, n *node, r *rng) func() {
 }
 
 func (s *sim) strikeStorage(f *Fault, n *node, r *rng) func() {
+	if f.Kind == faultCutSlowFreeze {
+		n.freezeSlow = r.between(500*time.Millisecond, 3*time.Second)
+		heal := s.cutLinks(func(a, b *node) bool { return a == n || b == n })
+		return func() {
+			n.freezeSlow = 0
+			heal()
+		}
+	}
 	if f.Kind == faultSlowKill {
 		n.killSlow = r.between(100*time.Millisecond, 3*time.Second)
 		if r.chance(30) {
@@ -327,6 +359,9 @@ func (s *sim) strikeStore(f *Fault, n *node, r *rng) func() {
 		return func() { st.slow -= slow }
 	case faultLostAnswer:
 		n.loseAnswers += 1 + r.n(6)
+	case faultSlowApply:
+		n.slowApply = r.between(500*time.Millisecond, 6*time.Second)
+		return func() { n.slowApply = 0 }
 	case faultDuplicate:
 		st.duplicates += 1 + r.n(10)
 	default:
@@ -425,6 +460,9 @@ func (s *sim) strikeGuest(f *Fault, r *rng) func() {
 		s.personMoves(g, r)
 	case faultPersonMove:
 		s.personMoves(g, r)
+	case faultMovePhase:
+		g.strike = &moveStrike{phase: movePhase(r.n(int(phases))), seed: r.next(), length: f.For}
+		s.personMoves(g, r)
 	case faultIsolateMove:
 		s.personMoves(g, r)
 		n := s.nodes[f.Node]
@@ -502,7 +540,7 @@ func (s *sim) heal() {
 		s.links[i].loss, s.links[i].extra = 0, 0
 	}
 	for _, g := range s.guests {
-		g.failStarts, g.failMoves = 0, 0
+		g.failStarts, g.failMoves, g.strike = 0, 0, nil
 	}
 	for _, n := range s.nodes {
 		n.loseAnswers = 0
@@ -516,4 +554,60 @@ func (s *sim) heal() {
 	}
 	s.store.duplicates = 0
 	s.changed()
+}
+
+// movePhase is a moment of a migration.
+type movePhase int
+
+const (
+	phaseSetup movePhase = iota
+	phaseSwitchover
+	phaseCompleted
+	phaseReceived
+	phases
+)
+
+// moveStrike is a fault that strikes when a migration comes to its phase.
+type moveStrike struct {
+	phase  movePhase
+	seed   uint64
+	length time.Duration
+}
+
+// phase is told where a migration is; q is its source.
+func (s *sim) phase(q *qemu, p movePhase) {
+	st := q.g.strike
+	if st == nil || st.phase != p || q.peer == nil && p < phaseReceived {
+		return
+	}
+	q.g.strike = nil
+	r := newRNG(st.seed)
+	n := q.n
+	if r.chance(60) {
+		for _, t := range s.nodes {
+			if t != q.n && t.process(q.g.id) != nil {
+				n = t
+			}
+		}
+	}
+	s.trace(n, "FAULT strikes the migration of %s at phase %d", q.g.sid, p)
+	length := min(st.length, max(0, s.plan.Over-s.now))
+	undo := func() {}
+	switch r.n(6) {
+	case 0, 1:
+		undo = s.cutLinks(func(a, b *node) bool { return a == n || b == n })
+	case 2:
+		n.killAgent()
+		s.after(r.between(200*time.Millisecond, 8*time.Second), &n.machine, n.startAgent)
+	case 3:
+		if u := s.pause(&n.agentProc, true); u != nil {
+			undo = u
+		}
+	case 4:
+		n.loseAnswers += 1 + r.n(4)
+	default:
+		n.powerOff("power cut")
+		undo = n.bootLater
+	}
+	s.after(length, nil, undo)
 }

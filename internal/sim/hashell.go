@@ -120,6 +120,8 @@ func outcome(act ha.Action, rev int64, err error) ha.Event {
 		kind = ha.FailLocked
 	case errors.Is(err, model.ErrConflict), errors.Is(err, model.ErrBusy):
 		kind = ha.FailConflict
+	case errors.Is(err, model.ErrNoQuorum), errors.Is(err, model.ErrUnavailable):
+		kind = ha.FailUnready
 	}
 	return ha.ActionFailed{Action: act, Kind: kind, Reason: err.Error()}
 }
@@ -301,6 +303,10 @@ func (a *agent) doWorker(act ha.Action, done func(int64, error)) {
 }
 
 func (a *agent) underLock(id model.VMID, what string, done func(int64, error), do func(func(int64, error))) {
+	if a.s.mut == mutNoGuestLock {
+		do(func(rev int64, err error) { a.s.after(0, &a.node.agentProc, func() { done(rev, err) }) })
+		return
+	}
 	if !a.lock(id, what) {
 		// Not at once: the machine that asked is in the middle of a step.
 		a.s.after(0, &a.node.agentProc, func() { done(0, model.ErrBusy) })
@@ -416,7 +422,7 @@ func (a *agent) doHandover(act ha.Handover, done func(int64, error)) {
 		done(0, errFailed)
 		return
 	}
-	if a.proc(act.VMID) != nil || a.node.group(act.VMID.String()) != nil && a.s.mut != mutHandoverRunning {
+	if a.proc(act.VMID) != nil || a.node.group(act.VMID.String()) != nil {
 		done(0, model.ErrBusy)
 		return
 	}

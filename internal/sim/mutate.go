@@ -20,7 +20,6 @@ const (
 	mutRenewUncompared
 	mutRenewWithoutGuard
 	mutFencedIgnored
-	mutValidWithoutLease
 	mutNoWait
 	mutShortWait
 	mutDriftSign
@@ -36,14 +35,11 @@ const (
 	mutGuardForgetsFound
 	mutNoMark
 	mutThawUnchecked
-	mutUnguardPopulated
+	mutUnguardOnStart
 	mutStartWithoutFile
-	mutStartDespiteIntent
 	mutStartUnguarded
-	mutStartUnacknowledged
-	mutStartWithoutLease
 	mutStartUnconfirmed
-	mutEpochUncompared
+	mutFenceEpoch
 	mutLocalReads
 	mutAckUnguarded
 	mutUnackLate
@@ -51,7 +47,6 @@ const (
 	mutMoveLiveUncompared
 	mutMoveIntentUncompared
 	mutMoveConfigUncompared
-	mutHandoverRunning
 	mutContBeforeCommit
 	mutCommitWithoutIntent
 	mutCommitUnknownIsMine
@@ -59,6 +54,11 @@ const (
 	mutResumeUnproven
 	mutWatchdogSlow
 	mutBMCUUIDIgnored
+	mutBMCErrorIsOff
+	mutBlocklistEarly
+	mutArrivalBackdated
+	mutWatchdogUnarmed
+	mutNoGuestLock
 	mutLast
 )
 
@@ -95,7 +95,6 @@ func Mutations() []Mutation {
 		{"renew-uncompared", "a renewal compares nothing, so it undoes a cut", 0, "", mutRenewUncompared},
 		{"renew-without-guard", "a node renews although its guard does not answer", 0, "", mutRenewWithoutGuard},
 		{"fenced-ignored", "a fenced node registers without having killed anything", 0, "", mutFencedIgnored},
-		{"valid-without-lease", "a node believes that its lease is always valid, and the guard is asked with the last deadline", 0, "", mutValidWithoutLease},
 		{"wait-skipped", "the taker does not wait for the lease: suspicion is enough", 0, "", mutNoWait},
 		{"wait-short", "the taker waits half of what it must", 0, "", mutShortWait},
 		{"drift-sign", "the taker subtracts the clocks' error and the writes under way, and does not add them", 0, "", mutDriftSign},
@@ -111,28 +110,29 @@ func Mutations() []Mutation {
 		{"guard-forgets", "a guard that starts does not look for the groups of an earlier one", 0, "", mutGuardForgetsFound},
 		{"mark-missing", "a group is not marked for a later guard", 0, "", mutNoMark},
 		{"thaw-unchecked", "an agent that starts thaws what it finds frozen", 0, "", mutThawUnchecked},
-		{"unguard-populated", "a group leaves the guard although something runs in it", 0, "", mutUnguardPopulated},
+		{"unguard-on-start", "an agent that starts takes what it finds out of the guard", 0, "", mutUnguardOnStart},
 		{"start-without-file", "a guest is started although its file is not here", 0, "", mutStartWithoutFile},
-		{"start-despite-intent", "a guest is started although it is being migrated", 0, "", mutStartDespiteIntent},
 		{"start-unguarded", "a protected guest is started in a group that the guard does not have", 0, "", mutStartUnguarded},
-		{"start-unacknowledged", "a guest of HA is started without the acknowledgement", 0, "", mutStartUnacknowledged},
-		{"start-without-lease", "the lease is not looked at before a start, and the guard's refusal is ignored", 0, "", mutStartWithoutLease},
 		{"start-unconfirmed", "the guard's refusal does not keep a guest from starting", 0, "", mutStartUnconfirmed},
-		{"epoch-uncompared", "the guard is asked with whatever epoch it has, not the one from before the reads", 0, "", mutEpochUncompared},
+		{"fence-epoch-off-by-one", "the guard is told to kill what is older than the epoch before the new one", 0, "", mutFenceEpoch},
 		{"local-reads", "what must be read linearizably is read from the node's own copy", 0, "", mutLocalReads},
 		{"ack-unguarded", "a guest is acknowledged before the guard has it", 0, "", mutAckUnguarded},
 		{"unack-late", "a guest leaves the guard before its acknowledgement is deleted", 0, "", mutUnackLate},
 		{"move-keeps-file", "a guest that is taken over keeps its file under the old path", 0, "", mutMoveKeepsFile},
-		{"move-live-uncompared", "taking a guest over does not compare that its node is still fenced", 0, "", mutMoveLiveUncompared},
+		{"live-uncompared", "neither cut nor take-over compares the liveness record", 0, "", mutMoveLiveUncompared},
 		{"move-intent-uncompared", "taking a guest over does not compare that no migration is undecided", 0, "", mutMoveIntentUncompared},
 		{"move-config-uncompared", "taking a guest over does not compare its file", 0, "", mutMoveConfigUncompared},
-		{"handover-with-group", "a guest is handed over while its group is there", 0, "", mutHandoverRunning},
 		{"cont-before-commit", "the target lets the guest go on before the transaction", 0, "", mutContBeforeCommit},
 		{"commit-without-intent", "the target's transaction does not compare the intent", 0, "", mutCommitWithoutIntent},
 		{"commit-unknown-is-mine", "the target takes a lost answer for a commit", 0, "", mutCommitUnknownIsMine},
 		{"release-uncompared", "giving a migration up does not compare the intent", 0, "", mutReleaseUncompared},
 		{"resume-unproven", "a process that stood still goes on without a proof that its memory is the newest", 0, "", mutResumeUnproven},
 		{"bmc-uuid-ignored", "the answer of a BMC is taken although it belongs to another node", 0, "", mutBMCUUIDIgnored},
+		{"bmc-error-is-off", "a BMC that does not answer counts as one that says off", 0, "", mutBMCErrorIsOff},
+		{"blocklist-unconfirmed", "the order to blocklist counts as its effect", 0, "", mutBlocklistEarly},
+		{"arrival-backdated", "the observer counts a renewal from four seconds before it arrived", 0, "", mutArrivalBackdated},
+		{"watchdog-unarmed", "the watchdog is opened and never armed", 0, "", mutWatchdogUnarmed},
+		{"lock-not-held", "what HA does with a guest does not take the guest's lock", 0, "", mutNoGuestLock},
 		{"watchdog-slow", "the watchdog is set to three times the time that the guard knows", 0, "", mutWatchdogSlow},
 	}
 }

@@ -28,6 +28,8 @@ type node struct {
 	wall      time.Duration // how far its wall clock is off
 	applied   int
 	lagging   bool
+	slowApply time.Duration // a fault: added to each delivery
+	guardDied time.Duration
 	quorate   bool // as it was when the topology last changed
 	deliverAt time.Duration
 	deliver   func()
@@ -98,8 +100,13 @@ func (n *node) boot() {
 	n.dog.armed, n.dog.fed = false, 0
 	n.lagging = true
 	s.trace(n, "boots, boot %d", n.boots)
-	s.after(s.rng.between(300*time.Millisecond, 800*time.Millisecond), &n.machine, n.startGuard)
-	s.after(s.rng.between(time.Second, 2*time.Second), &n.machine, n.startAgent)
+	if s.scenario != nil { // all at once, in the order of their names
+		s.after(500*time.Millisecond, &n.machine, n.startGuard)
+		s.after(time.Second, &n.machine, n.startAgent)
+	} else {
+		s.after(s.rng.between(300*time.Millisecond, 800*time.Millisecond), &n.machine, n.startGuard)
+		s.after(s.rng.between(time.Second, 2*time.Second), &n.machine, n.startAgent)
+	}
 	s.store.topology()
 }
 
@@ -113,6 +120,7 @@ func (n *node) die(why string) {
 	n.machine.end()
 	n.agentProc.end()
 	n.guardProc.end()
+	n.guardDied = s.now
 	n.agent, n.guard = nil, nil
 	for _, q := range n.qemus {
 		q.vanish(true)
@@ -148,7 +156,11 @@ func (n *node) reset(why string) {
 func (n *node) bootLater() {
 	boots := n.boots
 	n.bmc.on(n.s.now)
-	n.s.after(n.s.rng.between(10*time.Second, 25*time.Second), nil, func() {
+	least, most := 10*time.Second, 25*time.Second
+	if n.s.scenario != nil { // as in the reference, a reboot takes no time of its own
+		least, most = 2*time.Second, 3*time.Second
+	}
+	n.s.after(n.s.rng.between(least, most), nil, func() {
 		if n.boots == boots && n.bmc.power {
 			n.boot()
 		}
@@ -163,7 +175,7 @@ func (n *node) crash() {
 
 // feed feeds the watchdog, which arms it.
 func (n *node) feed() {
-	n.dog.armed, n.dog.fed = true, n.s.now
+	n.dog.armed, n.dog.fed = n.s.mut != mutWatchdogUnarmed, n.s.now
 	n.watchDog()
 }
 

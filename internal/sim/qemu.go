@@ -251,6 +251,9 @@ func (q *qemu) round(copying int) {
 		return
 	}
 	s, dst := q.n.s, q.peer
+	if q.mig == "setup" {
+		s.phase(q, phaseSetup)
+	}
 	q.mig = "active"
 	linked := s.linked(q.n, dst.n) && s.linked(dst.n, q.n) && !dst.frozen
 	if linked {
@@ -265,6 +268,7 @@ func (q *qemu) round(copying int) {
 	}
 	if linked && q.rounds >= 3 && !q.brake {
 		wrote := q.state == "running"
+		s.phase(q, phaseSwitchover)
 		q.halt("finish-migrate")
 		if wrote {
 			q.tell(migrate.Stopped{})
@@ -292,6 +296,7 @@ func (q *qemu) finish(copying int) {
 		q.g.locked = nil
 	}
 	q.tell(migrate.Migration{Status: "completed"})
+	s.phase(q, phaseCompleted)
 	dst.receive(q, dst.copying)
 }
 
@@ -313,6 +318,7 @@ func (q *qemu) receive(src *qemu, copying int) {
 		}
 		q.mig, q.state, q.memoryOf = "completed", "paused", src
 		q.peer, src.peer = nil, nil
+		s.phase(src, phaseReceived)
 		q.tell(migrate.Migration{Status: "completed"})
 	})
 }

@@ -85,7 +85,7 @@ func (a *agent) startGuest(r startRequest, done func(error)) {
 		case err != nil:
 			done(err)
 			return
-		case o.intent.mod != 0 && a.s.mut != mutStartDespiteIntent:
+		case o.intent.mod != 0:
 			done(model.ErrBusy)
 			return
 		case r.haOnly && o.state != pveconf.HAStarted:
@@ -139,7 +139,7 @@ func (a *agent) launch(id model.VMID, o ownership, at term, done func(error)) {
 		start := func() {
 			a.s.after(a.s.rng.between(startLeast, startMost)+g.startTime, &a.node.agentProc, func() { a.exec(g, protect, false, done) })
 		}
-		if !protect || mine || a.s.mut == mutStartUnacknowledged {
+		if !protect || mine {
 			start()
 			return
 		}
@@ -196,7 +196,7 @@ func (a *agent) dropGroup(id model.VMID, protect bool, done func()) {
 
 // guardGuest puts a guest's cgroup under the guard, which refuses without a valid lease and for another epoch.
 func (a *agent) guardGuest(g *guest, at term, done func(error)) {
-	if !at.valid && a.s.mut != mutStartWithoutLease {
+	if !at.valid {
 		done(model.ErrNoQuorum)
 		return
 	}
@@ -206,11 +206,6 @@ func (a *agent) guardGuest(g *guest, at term, done func(error)) {
 	}
 	gr.Pills = append(gr.Pills, g.storage.name)
 	a.ask(guardDeadline, func(d *guardDaemon, reply func(error)) {
-		if a.s.mut == mutEpochUncompared {
-			if e, _, ok := d.state.Lease(); ok {
-				gr.Epoch = e
-			}
-		}
 		reply(d.protect(gr))
 	}, func(err error) {
 		if a.s.mut == mutStartUnconfirmed {

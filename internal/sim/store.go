@@ -280,7 +280,7 @@ func (st *store) replicate() {
 			n.lagging = true
 			continue
 		}
-		at := max(n.deliverAt, s.now+s.delay(st.leader, n))
+		at := max(n.deliverAt, s.now+s.delay(st.leader, n)+n.slowApply)
 		n.deliverAt = at
 		s.at(at, &n.agentProc, n.deliver)
 	}

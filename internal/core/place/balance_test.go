@@ -321,3 +321,46 @@ func TestAGuestGoesBackOnlyIfItsOwnLoadChanged(t *testing.T) {
 		t.Errorf("moves differ (-want +got):\n%s", diff)
 	}
 }
+
+// Seven guests on three nodes of 24 cpus and 48 GiB, whose load changes twice. The moves are those of Proxmox VE's balancer for the
+// same loads, one run for each of its methods.
+func TestChangingLoadsAreFollowed(t *testing.T) {
+	tests := map[place.Method][]string{
+		place.BruteForce: {"vm:105 n3 n2", "vm:103 n2 n1", "vm:105 n2 n3"},
+		place.TOPSIS:     {"vm:105 n3 n2", "vm:103 n2 n3", "vm:105 n2 n1"},
+	}
+	for method, want := range tests {
+		c, p := measured(), place.DefaultBalanceParams()
+		p.Method = method
+		var b place.Balancer
+		var got []string
+		run := func(from, to time.Duration) {
+			for _, m := range steps(&b, &c, p, from, to) {
+				_, move, _ := strings.Cut(m, " ")
+				got = append(got, move)
+			}
+		}
+		load(&c, "vm:101", "n1", 0.9, 5192)
+		load(&c, "vm:102", "n1", 1.2, 2500)
+		load(&c, "vm:103", "n2", 0.8, 5192)
+		load(&c, "vm:104", "n2", 0.9, 2500)
+		load(&c, "vm:105", "n3", 3.0, 768)
+		load(&c, "vm:106", "n3", 2.9, 1538)
+		load(&c, "vm:107", "n3", 2.1, 1538)
+		run(0, 100*time.Second)
+		load(&c, "vm:105", "", 7.8, 7912)
+		load(&c, "vm:106", "", 5.7, 8192)
+		load(&c, "vm:107", "", 6.0, 8011)
+		run(100*time.Second, 200*time.Second)
+		load(&c, "vm:101", "", 0.9, 1011)
+		load(&c, "vm:103", "", 3.9, 6517)
+		load(&c, "vm:104", "", 6.7, 8001)
+		load(&c, "vm:105", "", 1.8, 1201)
+		load(&c, "vm:106", "", 2.1, 1211)
+		load(&c, "vm:107", "", 0.9, 1191)
+		run(200*time.Second, 600*time.Second)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("method %d: moves differ (-want +got):\n%s", method, diff)
+		}
+	}
+}

@@ -205,6 +205,23 @@ func TestABundleSharesWhatItsMembersHave(t *testing.T) {
 	}
 }
 
+func TestBundlesWhoseMembersAreApartAreApartAsAWhole(t *testing.T) {
+	s := rules.Compile(parse(t, "with with1 vm:1,vm:2", "with with2 vm:3,vm:4", "apart apart1 vm:2,vm:3"), three())
+	got := map[string]bool{}
+	for _, sid := range []string{"vm:1", "vm:2", "vm:3", "vm:4"} {
+		for _, a := range s.Of(sid).Apart {
+			got[sid+" "+a.SID] = a.Partners
+		}
+	}
+	want := map[string]bool{
+		"vm:1 vm:3": false, "vm:2 vm:3": false, "vm:2 vm:4": false, "vm:3 vm:1": false, "vm:3 vm:2": false, "vm:4 vm:2": false,
+		"vm:1 vm:4": true, "vm:4 vm:1": true,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("pairs differ (-want +got):\n%s", diff)
+	}
+}
+
 func TestASetOfNoRulesAnswers(t *testing.T) {
 	var s *rules.Set
 	if s.Of("vm:1") != nil || s.Dropped() != nil {
