@@ -184,6 +184,27 @@ func TestDatagramsThatAreNotAuthenticAreDropped(t *testing.T) {
 	}
 }
 
+func TestABMCThatDoesNotKnowThePasswordIsToldNothingOfIt(t *testing.T) {
+	sim := fencetest.StartIPMISim(t, guid)
+	relay := fencetest.StartRelay(t, sim.Address)
+	relay.Answers(func(b []byte) [][]byte {
+		if b[5] == 0x13 { // RAKP 2: the BMC's own proof
+			b[len(b)-1]++
+		}
+		return [][]byte{b}
+	})
+	told := false
+	relay.Asked(func(b []byte) [][]byte {
+		told = told || b[5] == 0x14 // RAKP 3: ours
+		return [][]byte{b}
+	})
+	_, err := clientOf(sim, relay.Address, 3).Status(within(t, 2*time.Second))
+	relay.Asked(nil)
+	if !errors.Is(err, ipmi.ErrAuth) || told {
+		t.Errorf("%v, told %v", err, told)
+	}
+}
+
 func TestABMCThatSaysNonsenseIsAnError(t *testing.T) {
 	sim := fencetest.StartIPMISim(t, guid)
 	relay := fencetest.StartRelay(t, sim.Address)
