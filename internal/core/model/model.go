@@ -59,6 +59,9 @@ type Node struct {
 	// MemberID is the store's own number of the node, in hexadecimal; empty until it is a voter.
 	MemberID string `json:"member_id,omitempty"`
 	Joined   int64  `json:"joined"` // Unix seconds
+	// Rack and Site are the node's failure domains, as a person labelled it; "" if nobody did.
+	Rack string `json:"rack,omitempty"`
+	Site string `json:"site,omitempty"`
 	// What the node found out about itself at its last start.
 	MemoryMiB int64  `json:"memory_mib,omitempty"`
 	CPUs      int    `json:"cpus,omitempty"`

@@ -45,6 +45,10 @@ func (c CRS) Hold() time.Duration { return time.Duration(c.HoldRounds * float64(
 type DatacenterHA struct {
 	ShutdownPolicy ShutdownPolicy
 	CRS            CRS
+	// Tolerate is failures-to-tolerate, which Proxmox VE does not have: how many nodes may fail such that all guests come back;
+	// 0 asks for nothing. A start that would break it is refused, or, with TolerateWarn, allowed with a word.
+	Tolerate     int
+	TolerateWarn bool
 }
 
 // DefaultDatacenterHA is what an empty datacenter.cfg means; the numbers are the defaults of the Proxmox VE API.
@@ -127,10 +131,13 @@ func (d Datacenter) With(key, value string) Datacenter {
 	return Datacenter{lines}
 }
 
-// HA reads the lines ha and crs; what is wrong in them is an *model.InvalidError with the line.
+// HA reads the lines ha, crs and failures-to-tolerate; what is wrong in them is an *model.InvalidError with the line.
 func (d Datacenter) HA() (DatacenterHA, error) {
 	out := DefaultDatacenterHA()
 	if err := d.props("ha", haKeys(), out.setHA); err != nil {
+		return DatacenterHA{}, err
+	}
+	if err := d.props("failures-to-tolerate", tolerateKeys(), out.setTolerate); err != nil {
 		return DatacenterHA{}, err
 	}
 	auto, needs := false, ""
@@ -153,6 +160,33 @@ func (d Datacenter) HA() (DatacenterHA, error) {
 
 func haKeys() []string { return []string{"shutdown_policy"} }
 
+func tolerateKeys() []string { return []string{"nodes", "policy"} }
+
+// propsFormat is that of a line with these keys; nodes may stand without its key.
+func propsFormat(keys []string) Format {
+	f := Format{Keys: keys}
+	if keys[0] == "nodes" {
+		f.Default = keys[0]
+	}
+	return f
+}
+
+// maxTolerate is more than anybody's cluster could lose.
+const maxTolerate = 99
+
+func (h *DatacenterHA) setTolerate(key, value string) error {
+	if key == "policy" {
+		h.TolerateWarn = value == "warn"
+		return settingOf("failures-to-tolerate", key, value, "refuse", "warn")
+	}
+	n, err := strconv.Atoi(value)
+	if err != nil || n < 0 || n > maxTolerate {
+		return model.Invalidf("failures-to-tolerate", "%q is not a number of nodes: use 0 to %d", value, maxTolerate)
+	}
+	h.Tolerate = n
+	return nil
+}
+
 func crsKeys() []string {
 	return []string{
 		"ha", "ha-rebalance-on-start", "ha-auto-rebalance", "ha-auto-rebalance-threshold",
@@ -166,7 +200,7 @@ func (d Datacenter) props(name string, keys []string, set func(key, value string
 	if !ok {
 		return nil
 	}
-	ps, err := ParseProps(name, Format{Keys: keys}, text)
+	ps, err := ParseProps(name, propsFormat(keys), text)
 	if err != nil {
 		return atLine(err, name, line)
 	}
@@ -233,7 +267,7 @@ func number(key, value string, most float64) (float64, error) {
 	return v, nil
 }
 
-// WithHA writes h into the lines ha and crs; keys whose meaning did not change stay as they are. What could not be read back is an
+// WithHA writes h into the lines ha, crs and failures-to-tolerate; keys whose meaning did not change stay as they are. What could not be read back is an
 // *model.InvalidError.
 func (d Datacenter) WithHA(h DatacenterHA) (Datacenter, error) {
 	old, err := d.HA()
@@ -243,6 +277,12 @@ func (d Datacenter) WithHA(h DatacenterHA) (Datacenter, error) {
 	out := d
 	if h.ShutdownPolicy != old.ShutdownPolicy {
 		out = out.setProp("ha", haKeys(), "shutdown_policy", string(h.ShutdownPolicy))
+	}
+	if h.Tolerate != old.Tolerate {
+		out = out.setProp("failures-to-tolerate", tolerateKeys(), "nodes", strconv.Itoa(h.Tolerate))
+	}
+	if h.TolerateWarn != old.TolerateWarn {
+		out = out.setProp("failures-to-tolerate", tolerateKeys(), "policy", map[bool]string{true: "warn", false: "refuse"}[h.TolerateWarn])
 	}
 	n, o := h.CRS, old.CRS
 	for _, c := range []struct {
@@ -272,7 +312,7 @@ func (c CRS) needsAuto() bool {
 }
 
 func (d Datacenter) setProp(line string, keys []string, key, value string) Datacenter {
-	f := Format{Keys: keys}
+	f := propsFormat(keys)
 	text, _, _ := d.Get(line)
 	ps, err := ParseProps(line, f, text)
 	if err != nil {
