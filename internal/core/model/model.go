@@ -68,6 +68,8 @@ type Node struct {
 	Version   string `json:"version,omitempty"`
 	QEMU      string `json:"qemu,omitempty"`  // version, "10.0.2"
 	Accel     string `json:"accel,omitempty"` // "kvm" or "tcg"
+	// UUID is the machine's own, as its firmware names it; "" where it names none.
+	UUID string `json:"uuid,omitempty"`
 }
 
 // Live is a node's liveness record, renewed every R. Its owner writes it with
