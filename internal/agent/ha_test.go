@@ -371,8 +371,8 @@ func TestTheWorkersViewShowsThisNodesGuests(t *testing.T) {
 	rev := func(key string) int64 { kv, _ := n.m.mirror.Snapshot().Get(key); return kv.ModRevision }
 	want := ha.LocalView{
 		Revision: n.cluster.Revision(), Quorate: true, LeaseValid: true,
-		Guests:    []ha.Guest{{VMID: 100, Node: "n1", Revision: rev(model.GuestConfigKey("n1", 100)), MemoryMiB: 256, CPUs: 1, Storages: []string{"nas"}}},
-		Config:    plainConfig(), Commands: map[model.VMID]ha.CommandRecord{}, Policy: defaultPolicy(),
+		Guests: []ha.Guest{{VMID: 100, Node: "n1", Revision: rev(model.GuestConfigKey("n1", 100)), MemoryMiB: 256, CPUs: 1, Storages: []string{"nas"}}},
+		Config: plainConfig(), Commands: map[model.VMID]ha.CommandRecord{}, Policy: defaultPolicy(),
 		Members:   map[string]int64{"n1": rev(model.NodePrefix + "n1"), "n2": rev(model.NodePrefix + "n2")},
 		Resources: map[model.VMID]pveconf.HAState{100: pveconf.HAStarted, 200: pveconf.HAStopped},
 		Protected: map[model.VMID]ha.Protected{}, Intents: map[model.VMID]ha.Intent{}, Statuses: map[model.VMID]ha.StatusRecord{},

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"sauh.dev/sauh/internal/agent/mirror"
+	"sauh.dev/sauh/internal/agent/move"
 	"sauh.dev/sauh/internal/agent/task"
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
@@ -27,7 +28,6 @@ type ending struct {
 	st      store.Store
 	worker  *haWorker
 	procs   *procs
-	files   guestFiles
 	locks   *guestLocks
 	tasks   *task.List
 	starter *starter
@@ -38,6 +38,8 @@ type ending struct {
 	kick func()
 	// power brings the machine down.
 	power func(ctx context.Context, reboot bool) error
+	// stop ends a guest's process.
+	stop func(ctx context.Context, id model.VMID, p *proc, logf func(string, ...any)) error
 
 	mu   sync.Mutex
 	upid string // the task that ends the node, or has ended it; "" for none. guarded by mu
@@ -85,7 +87,7 @@ func (e *ending) finish(ctx context.Context, upid string, reboot bool) {
 	if err == nil {
 		err = e.power(ctx, reboot)
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, move.ErrAbandoned) {
 		e.log.Error("the node does not go down", "reboot", reboot, "err", err)
 		e.serveAgain(ctx)
 	}
@@ -104,7 +106,11 @@ func (e *ending) begin(reboot bool) (string, error) {
 	}
 	upid, err := e.tasks.Start(typ, e.node, func(ctx context.Context, t *task.Task) error {
 		err := e.drain(ctx, end, t)
-		if err != nil && ctx.Err() != nil {
+		switch {
+		case err == nil:
+		case errors.Is(context.Cause(ctx), move.ErrAbandoned):
+			return move.ErrAbandoned // the agent ends, and perhaps the machine with it
+		default:
 			e.serveAgain(context.WithoutCancel(ctx)) // a person cancelled it
 		}
 		return err
@@ -218,11 +224,7 @@ func (e *ending) stopAll(ctx context.Context, t *task.Task, which func(model.VMI
 			t.Logf("stopping guest %s", id)
 			wg.Go(func() {
 				defer unlock()
-				err := p.stop(ctx, ha.Stop{VMID: id}, t.Logf)
-				if err == nil {
-					err = p.waitCleaned(ctx)
-				}
-				if err != nil {
+				if err := e.stop(ctx, id, p, t.Logf); err != nil {
 					t.Logf("guest %s: %v", id, err)
 				}
 			})
@@ -233,6 +235,14 @@ func (e *ending) stopAll(ctx context.Context, t *task.Task, which func(model.VMI
 		sleep(ctx, endPace)
 	}
 	return ctx.Err()
+}
+
+// stopGuest ends a guest by a shutdown and, when that takes too long, hard.
+func stopGuest(ctx context.Context, id model.VMID, p *proc, logf func(string, ...any)) error {
+	if err := p.stop(ctx, ha.Stop{VMID: id}, logf); err != nil {
+		return err
+	}
+	return p.waitCleaned(ctx)
 }
 
 // starting: something holds the lock of such a guest, and may be about to make a process.

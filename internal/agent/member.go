@@ -180,8 +180,8 @@ func (m *member) wireHA(a *Agent, files guestFiles, tasks guestTasks, moves *dep
 		procs: m.procs, locks: tasks.locks, tasks: a.tasks, starter: m.starter, moves: moves, book: m.book, params: params, kicked: m.kicked,
 	}
 	m.ending = &ending{
-		node: node, boot: a.boot, log: log, st: m.st, worker: m.worker, procs: m.procs, files: files, locks: tasks.locks, tasks: a.tasks,
-		starter: m.starter, live: m.live, closing: m.arrivals.leaving.Store, kick: m.kick, power: endMachine,
+		node: node, boot: a.boot, log: log, st: m.st, worker: m.worker, procs: m.procs, locks: tasks.locks, tasks: a.tasks,
+		starter: m.starter, live: m.live, closing: m.arrivals.leaving.Store, kick: m.kick, power: endMachine, stop: stopGuest,
 	}
 }
 
