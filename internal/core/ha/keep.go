@@ -13,6 +13,9 @@ import (
 // decide looks at each guest anew and returns what is not under way already.
 func (w *Worker) decide(now time.Duration) []Action {
 	if !w.view.Quorate || !w.view.LeaseValid {
+		if w.view.NodeMode.Ends != "" && now < w.since+w.p.TakeAfter {
+			return []Action{Wake{w.since + w.p.TakeAfter}} // see MayLeave
+		}
 		return nil
 	}
 	o := outbox{ledger: w.ledger, now: now}
