@@ -348,6 +348,12 @@ func (d *decision) patience(g *Guest, st StatusRecord) bool {
 	return true
 }
 
+// content: no rule drives the guest away; it would only be better off elsewhere.
+func (d *decision) content(m place.Move) bool {
+	refusal, with := d.placing().planner.Check(m.SID, m.From)
+	return refusal == "" && len(with) == 0
+}
+
 // entangled: somebody of whom a rule says that it must be with the guest, or apart from it, was on its way when this look began. Only when it
 // has arrived is it known where the guest belongs; to decide earlier would chase guests around.
 func (d *decision) entangled(sid string) bool {
@@ -472,7 +478,7 @@ func (d *decision) take(m place.Move) {
 	switch {
 	case busy || from == nil || to == nil || g.Node != m.From || !from.online(d.p) || !to.online(d.p):
 	case st.moving() && st.Node == g.Node || st.State != StatusStarted && st.State != StatusStarting:
-	case to.shun != "" || to.quarantined && from.leaving == "":
+	case to.shun != "" || to.quarantined && from.leaving == "" && d.content(m):
 	case d.gaveUp(g, st) || d.patience(g, st):
 	case from.leaving == "" && d.entangled(m.SID):
 	case len(m.With) == 0 && (d.full(m.From) || d.full(m.To)): // those that must be together move together
