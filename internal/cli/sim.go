@@ -231,10 +231,21 @@ func printVerdicts(w io.Writer, verdicts []sim.Verdict) {
 
 // simMutations lists the planted bugs.
 func (m *Main) simMutations() *cobra.Command {
-	cmd := &cobra.Command{Use: "mutations", Short: "List the bugs that can be planted to try the simulator", Example: "  sauh sim mutations", Args: takes()}
+	cmd := &cobra.Command{
+		Use: "mutations", Short: "List the bugs that can be planted to try the simulator, or plant each and find it",
+		Example: "  sauh sim mutations --find", Args: takes(),
+	}
+	find, seeds := false, 10_000
+	cmd.Flags().BoolVar(&find, "find", false, "plant each and live until a life finds it")
+	cmd.Flags().IntVar(&seeds, "seeds", seeds, "with --find: how many lives at most")
 	out := m.outputFlag(cmd)
-	cmd.RunE = func(*cobra.Command, []string) error {
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		all := sim.Mutations()
+		if find {
+			if err := m.findMutations(cmd.Context(), all, seeds); err != nil {
+				return err
+			}
+		}
 		return out.print(all, func(w io.Writer) {
 			rows := [][]string{{"NAME", "FOUND BY SEED", "RULE", "WHAT IT DOES"}}
 			for _, mu := range all {
@@ -244,4 +255,22 @@ func (m *Main) simMutations() *cobra.Command {
 		})
 	}
 	return cmd
+}
+
+// findMutations fills in which seed finds each planted bug, and which rule that breaks.
+func (m *Main) findMutations(ctx context.Context, all []sim.Mutation, seeds int) error {
+	var missed []string
+	for i := range all {
+		r, ok := sim.Find(ctx, all[i], seeds, 2)
+		if !ok {
+			missed = append(missed, all[i].Name)
+			all[i].Rule = "not found"
+			continue
+		}
+		all[i].Seed, all[i].Rule = r.Seed, r.Violation.Rule
+	}
+	if len(missed) > 0 {
+		fmt.Fprintf(m.Stderr, "%d of %d planted bugs are not found within %d lives: %s\n", len(missed), len(all), seeds, strings.Join(missed, ", "))
+	}
+	return ctx.Err()
 }

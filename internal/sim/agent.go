@@ -298,9 +298,10 @@ func (a *agent) extend(act lease.Extend, done func()) {
 		act.Deadline = n.local() + a.s.params.Lease
 	case mutDeadlineTwice:
 		act.Deadline += a.s.params.Lease / 2
+	default:
 	}
 	a.ask(guardDeadline, func(g *guardDaemon, reply func(error)) {
-		ev := lease.Renewal{Epoch: act.Epoch, Deadline: act.Deadline}
+		ev := lease.Renewal(act)
 		if a.s.mut == mutDeadlineTwice {
 			ev.Deadline = min(ev.Deadline, n.local()+a.s.params.Lease)
 		}

@@ -13,7 +13,7 @@ type bmc struct {
 	methods []ha.FenceMethod
 	silent  bool          // a fault: it does not answer
 	lies    time.Duration // a fault: it says "off" so long before it is
-	wrong   *node         // a fault: it is another node's; its system UUID shows that
+	wrong   *bmc          // a fault: whoever answers is another machine's; its system UUID shows that
 	saysOff time.Duration // since when it says so; 0 for not
 }
 
@@ -43,7 +43,7 @@ func (a *agent) askFence(act ha.AskFence, done func(int64, error)) {
 	s.after(s.rng.between(20*time.Millisecond, 300*time.Millisecond), &a.node.agentProc, func() {
 		b := &n.bmc
 		if n.bmc.wrong != nil {
-			b = &n.bmc.wrong.bmc
+			b = n.bmc.wrong
 		}
 		off := b.saysOff != 0
 		a.s.trace(a.node, "fence: the BMC of %s says off: %v", act.Node, off)

@@ -27,6 +27,7 @@ const (
 	ruleMove      Rule = "needless-move"  // no guest moves without a reason
 	ruleEpoch     Rule = "epoch"          // a node's epoch never goes down, and a cut raises it
 	ruleRest      Rule = "rest"           // once the faults are over, everything that can run runs
+	ruleRules     Rule = "rules"          // and the rules for placement hold
 	ruleQuiet     Rule = "quiet"          // and nothing changes any more
 	ruleGuardless Rule = "guardless"      // a node renews only while its guard answers
 	ruleClean     Rule = "clean"          // a fenced node registers only after its old guests are dead
@@ -233,7 +234,7 @@ func (c *checks) moved(r *request, g *guest, from, to string) {
 	}
 	g.moves = append(g.moves, move{s.now, from, to, recovery})
 	switch {
-	case recovery || s.scenario != nil:
+	case recovery || s.scenario != nil || s.rule != "" && g.id <= 101:
 	case g.movesAllowed > 0:
 		g.movesAllowed--
 	default:
@@ -302,6 +303,31 @@ func (c *checks) rest() {
 		if hasKey(s.store.data, model.IntentPrefix+g.id.String()) {
 			c.broken(ruleRest, "%s: a migration is not decided", g.sid)
 		}
+	}
+}
+
+// placed checks the one rule that a cluster may have, once everybody is there.
+func (c *checks) placed() {
+	s := c.s
+	where := func(g *guest) string {
+		for _, q := range g.qemus {
+			if q.writes() && s.present().states[g.id] == pveconf.HAStarted {
+				return q.n.name
+			}
+		}
+		return ""
+	}
+	if s.rule == "" {
+		return
+	}
+	a, b := where(s.guests[0]), where(s.guests[1])
+	switch {
+	case strings.HasSuffix(s.rule, "apart") && a != "" && a == b:
+		c.broken(ruleRules, "vm:100 and vm:101 are to be apart and run on %s", a)
+	case strings.HasSuffix(s.rule, "together") && a != "" && b != "" && a != b:
+		c.broken(ruleRules, "vm:100 and vm:101 are to be together and run on %s and %s", a, b)
+	case strings.HasSuffix(s.rule, "home") && a != "" && a != "n1" && a != "n2":
+		c.broken(ruleRules, "vm:100 is to run on n1 or n2 and runs on %s", a)
 	}
 }
 

@@ -55,7 +55,7 @@ type guest struct {
 	// faults
 	failStarts   int // so many starts fail yet
 	failMoves    int
-	onlyOn       string // starts fail elsewhere
+	failsOn      string // starts fail there alone; "" for everywhere
 	wontStop     bool
 	startTime    time.Duration
 	downAt       time.Duration // when it stopped running; 0 while it runs
@@ -71,7 +71,6 @@ type guestConf struct {
 	memoryMiB int64
 	cpus      int
 	storage   string
-	note      int // changed by people to no effect
 	lock      string
 }
 

@@ -109,9 +109,9 @@ func weighted() []struct {
 		{faultLeader, 5},
 		{faultSlowDisk, 4},
 		{faultLostAnswer, 8},
-		{faultBMCSilent, 2},
-		{faultBMCLies, 2},
-		{faultBMCWrong, 2},
+		{faultBMCSilent, 4},
+		{faultBMCLies, 3},
+		{faultBMCWrong, 6},
 		{faultDogLate, 3},
 		{faultDogDead, 2},
 		{faultBlocklistLate, 2},
@@ -298,30 +298,32 @@ func (s *sim) strikeDog(f *Fault, n *node, r *rng) func() {
 
 func (s *sim) strikeFence(f *Fault, n *node, r *rng) func() {
 	switch f.Kind {
-	case faultBMCSilent:
-		n.bmc.silent = true
-		return func() { n.bmc.silent = false }
+	case faultBMCSilent, faultBMCWrong:
+		return s.strikeBMC(f, n, r)
 	case faultBMCLies:
 		n.bmc.lies = r.between(50*time.Millisecond, 400*time.Millisecond)
 		return func() { n.bmc.lies = 0 }
-	case faultBMCWrong:
-		if f.Peer == f.Node {
-			return nil
-		}
-		n.bmc.wrong = s.nodes[f.Peer]
-		heal := func() {}
-		if r.chance(50) { // the worst: the other one is off, and this one cannot be heard
-			n.bmc.wrong.powerOff("power cut")
-			heal = s.cutLinks(func(a, b *node) bool { return a == n || b == n })
-		}
-		return func() {
-			n.bmc.wrong.bootLater()
-			n.bmc.wrong = nil
-			heal()
-		}
 	default:
 		s.blocklistLate = r.between(time.Second, 8*time.Second)
 		return func() { s.blocklistLate = 0 }
+	}
+}
+
+// strikeBMC takes a node's BMC away, or puts one in its place that belongs to a machine outside the cluster which is off; in half of all
+// cases the node cannot be heard either.
+func (s *sim) strikeBMC(f *Fault, n *node, r *rng) func() {
+	heal := func() {}
+	if r.chance(50) {
+		heal = s.cutLinks(func(a, b *node) bool { return a == n || b == n })
+	}
+	if f.Kind == faultBMCSilent {
+		n.bmc.silent = true
+	} else {
+		n.bmc.wrong = &bmc{saysOff: max(1, s.now)}
+	}
+	return func() {
+		n.bmc.silent, n.bmc.wrong = false, nil
+		heal()
 	}
 }
 
@@ -407,6 +409,7 @@ func (s *sim) strikeNet(f *Fault, n *node, r *rng) func() {
 				}
 			}
 		}
+	default:
 	}
 	return nil
 }
@@ -524,6 +527,7 @@ func (s *sim) personWrites(f *Fault, g *guest, r *rng) {
 		state = pveconf.HAStopped
 	case faultPersonHA:
 		state = []pveconf.HAState{pveconf.HAIgnored, pveconf.HADisabled, "", pveconf.HAStopped, pveconf.HAStarted}[r.n(5)]
+	default:
 	}
 	if old == "" && f.Kind != faultPersonHA {
 		return

@@ -50,7 +50,7 @@ func (n *node) startGuard() {
 	g.state = lease.NewGuard(n.params(), n.spec.watchdog, n.local(), found)
 	n.guard = g
 	n.s.trace(n, "guard: starts, %d groups found", len(found))
-	g.step(lease.Tick{})
+	_ = g.step(lease.Tick{})
 }
 
 func (g *guardDaemon) tick() {
@@ -230,16 +230,6 @@ func (g *guardDaemon) unprotect(name string) error {
 	return nil
 }
 
-// protects reports whether the guard has the group and does not kill it.
-func (g *guardDaemon) protects(name string) bool {
-	for _, m := range g.state.Groups() {
-		if m.Name == name {
-			return m.State != lease.Killing
-		}
-	}
-	return false
-}
-
 // errGuard is what a caller gets when the guard does not answer.
 func errGuard() error { return model.Errorf(model.ErrUnavailable, "the guard does not answer") }
 
@@ -271,7 +261,7 @@ func (a *agent) ask(deadline time.Duration, do func(g *guardDaemon, reply func(e
 func (a *agent) serve(until time.Duration, do func(g *guardDaemon, reply func(error)), done func(error)) {
 	n := a.node
 	s := n.s
-	over, now := false, true
+	over := false
 	do(n.guard, func(err error) {
 		if over {
 			return
@@ -279,8 +269,7 @@ func (a *agent) serve(until time.Duration, do func(g *guardDaemon, reply func(er
 		over = true
 		s.after(localWay, &n.agentProc, func() { done(err) })
 	})
-	now = over
-	if !now {
+	if !over {
 		s.at(until, &n.agentProc, func() {
 			if !over {
 				over = true

@@ -133,3 +133,18 @@ func Shrink(o Options, r Result) Result {
 	}
 	return best
 }
+
+// Find plants a bug and returns the first life that finds it: the seed of the table, else the first of seeds.
+func Find(ctx context.Context, m Mutation, seeds, workers int) (Result, bool) {
+	if r := Run(Options{Seed: m.Seed, Mutation: m.Name}); r.Violation != nil {
+		return r, true
+	}
+	const batch = 64
+	for first := 0; first < seeds && ctx.Err() == nil; first += batch {
+		sum := Many{First: uint64(first), Seeds: min(batch, seeds-first), Workers: workers, Mutation: m.Name, Now: time.Now}.Live(ctx)
+		if len(sum.Broken) > 0 {
+			return sum.Broken[0], true
+		}
+	}
+	return Result{}, false
+}

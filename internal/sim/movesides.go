@@ -18,7 +18,6 @@ type sourceRun struct {
 	note   moveNote
 	q, dst *qemu
 	watch  *moveWatch
-	why    string
 	done   func(error)
 }
 

@@ -147,6 +147,7 @@ func (s *sim) observerParams() lease.Params {
 		p.Lease -= p.Lease / 1_000_000 * 4 * 1000
 		p.InFlight = -p.InFlight
 		p.Lease -= p.FreezeMargin
+	default:
 	}
 	return p
 }
@@ -160,6 +161,7 @@ func (s *sim) leftOut(key string) bool {
 		return strings.HasPrefix(key, model.IntentPrefix)
 	case mutMoveConfigUncompared:
 		return strings.HasPrefix(key, model.ConfigPrefix)
+	default:
 	}
 	return false
 }

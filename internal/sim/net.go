@@ -43,11 +43,6 @@ func (s *sim) delay(from, to *node) time.Duration {
 	return d
 }
 
-// cut cuts or heals one direction.
-func (s *sim) cut(from, to *node, by int) {
-	s.link(from, to).cut += by
-}
-
 // call asks the agent of another node. serve runs there and answers through its parameter, once; done gets
 // the answer here, or ok false when none came within the deadline.
 func call[T any](a *agent, to *node, deadline time.Duration, serve func(*agent, func(T)), done func(answer T, ok bool)) {

@@ -64,11 +64,9 @@ func (n *node) launch(g *guest, incoming bool) (*qemu, startError) {
 		return nil, startFailed
 	case !g.storage.reachable(n):
 		return nil, startFailed
-	case !incoming && g.failStarts > 0:
+	case !incoming && g.failStarts > 0 && (g.failsOn == "" || g.failsOn == n.name):
 		g.failStarts--
 		s.count(faultStartFails)
-		return nil, startFailed
-	case !incoming && g.onlyOn != "" && g.onlyOn != n.name:
 		return nil, startFailed
 	case !incoming && g.storage.locks && g.locked != nil && g.locked.proc.up:
 		return nil, startLocked

@@ -333,16 +333,16 @@ func (l scenarioLoad) apply(c *guestConf) {
 	}
 }
 
-// encodeFailures reads what is to go wrong from the number of a service of type fa: index, failing starts, failing
-// moves, cannot be stopped, exists, exists only on this node.
+// encodeFailures reads what is to go wrong from the number of a service of type fa: index, failing starts, failing moves, cannot be
+// stopped, exists, and the only node on which starts fail: that is what the outcomes of the reference show.
 func (g *guest) encodeFailures(digits string) {
 	d := make([]int, 6)
 	for i := range min(len(digits), len(d)) {
 		d[i] = int(digits[i] - '0')
 	}
 	g.failStarts, g.failMoves, g.wontStop = d[1], d[2], d[3] != 0
-	if len(digits) > 5 && d[4] == 0 {
-		g.onlyOn = "node" + strconv.Itoa(d[5])
+	if d[5] != 0 {
+		g.failsOn = "node" + strconv.Itoa(d[5])
 	}
 }
 

@@ -1,3 +1,10 @@
+// Package sim lives simulated clusters: the real core of HA, lease, guard, migration and placement on simulated time, network,
+// store, disks, watchdogs, BMCs and QEMUs, with faults, and checks that no disk ever has two writers.
+//
+// It is not a model of the core: that is called as the agent calls it, and this package is the agent. It knows no real clock, network or file.
+//
+// Invariant: a life is a function of its seed. One queue of events, one generator of random numbers, no goroutine within a life, no loop over a map whose order
+// could be seen. Start reading with DESIGN.md, [Run] and check.go.
 package sim
 
 import (
@@ -73,6 +80,7 @@ type sim struct {
 	violation     *Violation
 	end           time.Duration
 	scenario      *scenarioRun
+	rule          string // the first line of the one rule, "" for none
 }
 
 // contact is when one node last could hear another one's beacon.
@@ -124,7 +132,7 @@ func (s *sim) makeParams(r *rng) {
 	}
 	s.haParams = ha.DefaultParams()
 	s.haParams.TakeAfter = s.params.TakeAfter()
-	s.fencing = r.chance(40)
+	s.fencing = r.chance(50)
 }
 
 func (s *sim) makeNodes(r *rng) {
@@ -210,6 +218,28 @@ func (s *sim) makeStore() {
 		res.config[g.id] = ha.Resource{MaxRestart: 1, MaxRelocate: 1}
 	}
 	s.store.seed(haResourcesKey, res)
+	s.seedRule()
+}
+
+// seedRule gives some clusters a rule.
+func (s *sim) seedRule() {
+	r := newRNG(s.seed ^ 0x401e)
+	if len(s.guests) < 3 || !r.chance(30) {
+		return
+	}
+	text := "resource-affinity: apart\n\tresources vm:100,vm:101\n\taffinity negative\n"
+	switch r.n(3) {
+	case 0:
+		text = "resource-affinity: together\n\tresources vm:100,vm:101\n\taffinity positive\n"
+	case 1:
+		text = "node-affinity: home\n\tresources vm:100\n\tnodes n1:2,n2:1\n\tstrict 1\n"
+	}
+	set, err := readRules(text, s.nodes)
+	if err != nil {
+		panic("sim: " + err.Error())
+	}
+	s.rule, _, _ = strings.Cut(text, "\n")
+	s.store.seed(haRulesKey, set)
 }
 
 // live runs the life to its end or to the first broken rule.
@@ -225,6 +255,7 @@ func (s *sim) live() {
 	s.at(s.plan.Over+s.plan.Bound, nil, s.check.rest)
 	s.at(s.end-time.Millisecond, nil, func() {
 		s.check.rest()
+		s.check.placed()
 		s.check.quiet(s.end - 20*time.Second)
 	})
 	for s.violation == nil && s.step(s.end) {
@@ -332,6 +363,3 @@ func (g *guest) noLive() string {
 	}
 	return ""
 }
-
-// cannotRun says that a fault keeps the guest from running for good.
-func (g *guest) cannotRun() bool { return g.failStarts > 1000 }

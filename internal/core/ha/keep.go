@@ -13,6 +13,9 @@ import (
 // decide looks at each guest anew and returns what is not under way already.
 func (w *Worker) decide(now time.Duration) []Action {
 	if !w.view.Quorate || !w.view.LeaseValid {
+		if w.view.NodeMode.Ends != "" && now < w.since+w.p.TakeAfter {
+			return []Action{Wake{w.since + w.p.TakeAfter}} // see MayLeave
+		}
 		return nil
 	}
 	o := outbox{ledger: w.ledger, now: now}
@@ -151,7 +154,7 @@ func (w *Worker) next(o *outbox, g Guest, state pveconf.HAState, prot Protected)
 	case w.stuck(st, state):
 		return nil // until a person disables it
 	case w.wantsAway(st) && (state == pveconf.HAStarted || !runs):
-		return w.moveOn(g, st, prot, runs)
+		return w.moveOn(o, g, st, prot, runs)
 	case state == pveconf.HAStarted && !runs:
 		return w.start(o, g, st)
 	case state != pveconf.HAStarted && runs:
@@ -183,13 +186,13 @@ func (w *Worker) wantsAway(st StatusRecord) bool {
 }
 
 // moveOn takes the next step of a move that the manager wants.
-func (w *Worker) moveOn(g Guest, st StatusRecord, prot Protected, runs bool) Action {
+func (w *Worker) moveOn(o *outbox, g Guest, st StatusRecord, prot Protected, runs bool) Action {
 	t := w.guests[g.VMID]
 	to, member := w.view.Members[st.Target]
 	switch {
 	case t.moveFailed != "" && t.moveOf == st.Revision:
 		return nil // the record will say so
-	case !member:
+	case !member, !runs && w.writing(o, g, t):
 		return nil
 	case runs && st.State == StatusMigrate:
 		return Migrate{g.VMID, g.Kind, st.Target, st.Revision, st.Reason}
@@ -223,7 +226,20 @@ func (w *Worker) start(o *outbox, g Guest, st StatusRecord) Action {
 		return nil
 	}
 	t := w.guests[g.VMID]
+	if w.writing(o, g, t) {
+		return nil
+	}
 	return Start{VMID: g.VMID, Kind: g.Kind, Attempt: t.attempts + 1, Pills: w.pills(g), Reason: startReason(t)}
+}
+
+// writing: writes of the QEMU that has ended may still be under way.
+func (w *Worker) writing(o *outbox, g Guest, t tries) bool {
+	until := t.endedAt + w.p.InFlight
+	if !t.ran || g.Local != "" || o.now >= until {
+		return false
+	}
+	o.wake(until)
+	return true
 }
 
 func (w *Worker) mayStart(o *outbox, g Guest, st StatusRecord) bool {

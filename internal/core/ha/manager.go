@@ -19,6 +19,8 @@ type State struct {
 	ready    bool          // a view came at all
 	ledger   ledger
 	next     time.Duration // the last wake, 0 for none
+	manages  bool          // it is the active one,
+	since    time.Duration // since then
 	inquests map[string]*inquest
 	waits    map[model.VMID]wait
 	sent     map[model.VMID]sending
@@ -123,7 +125,12 @@ func (s *State) decide(now time.Duration) []Action {
 	if !d.selfUsable() {
 		return nil
 	}
-	if s.Active() {
+	active := s.Active()
+	if active && !s.manages {
+		s.since = now
+	}
+	s.manages = active
+	if active {
 		d.manage()
 	} else {
 		d.watchManager()
@@ -138,10 +145,12 @@ type decision struct {
 	out   outbox
 	nodes map[string]*node
 	names []string // of nodes, in the view's order
-	// moves counts the guests that move to or from each node, shown the records that are written for show.
-	moves map[string]int
-	shown int
-	place *placing // nil until it is needed
+	// moves counts the guests that move to or from each node, flying names those that did when this look began, shown counts the records
+	// that are written for show.
+	moves  map[string]int
+	flying map[string]bool
+	shown  int
+	place  *placing // nil until it is needed
 }
 
 // selfUsable: a node that is fenced or leaving has other worries than to manage.

@@ -9,8 +9,8 @@ import (
 // report writes the guest's record: what is, and what must not be forgotten. What the manager wants done stays until it is done, or has failed.
 func (w *Worker) report(o *outbox, g Guest, state pveconf.HAState) {
 	t, old := w.guests[g.VMID], w.view.Statuses[g.VMID]
-	if t.stale || w.stuck(old, state) {
-		return
+	if t.stale || w.stuck(old, state) || old.Revision == 0 && w.unanswered(o, t) {
+		return // the manager has the first word
 	}
 	runs := w.runs(g.VMID)
 	if w.wantsAway(old) && (state == pveconf.HAStarted || !runs) {

@@ -182,3 +182,67 @@ func TestAGuestThatRanDoesNotWaitForTheManagersWord(t *testing.T) {
 	d.v.Statuses[100] = ha.StatusRecord{Status: ha.Status{State: ha.StatusStarted, Node: "n1"}, Revision: 9}
 	d.view("start vm:100 attempt 1")
 }
+
+func TestGuestsThatARuleTiesTogetherAreNotChasedAround(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	for _, id := range []model.VMID{101, 103, 201, 203} {
+		s.guest(id, "n1", pveconf.HAStarted)
+	}
+	for _, id := range []model.VMID{102, 202} {
+		s.guest(id, "n2", pveconf.HAStarted)
+	}
+	s.ruled("resource-affinity: together-100\n\tresources vm:101,vm:102,vm:103\n\taffinity positive\n\n" +
+		"resource-affinity: together-200\n\tresources vm:201,vm:202,vm:203\n\taffinity positive\n\n" +
+		"resource-affinity: apart\n\tresources vm:101,vm:201\n\taffinity negative\n")
+	s.run(30 * second)
+	s.is("vm:101 n3 started runs", "vm:102 n3 started runs", "vm:103 n3 started runs", "vm:201 n2 started runs", "vm:202 n2 started runs", "vm:203 n2 started runs")
+	moves := 0
+	for _, l := range s.log {
+		if strings.Contains(l, "→") {
+			moves++
+		}
+	}
+	if moves != 5 {
+		t.Errorf("%d moves, want 5: %q", moves, s.log)
+	}
+}
+
+func TestAManagerThatHasJustBegunWaitsForThoseThatBoot(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.guest(100, "n1", pveconf.HAStarted)
+	s.ruled("node-affinity: rule\n\tresources vm:100\n\tnodes n3:2,n1:1\n")
+	s.actor("n3").up = false
+	s.actor("n3").renewed = -100 * second
+	s.run(second)
+	s.happened()
+	s.boot("n3")
+	s.run(second)
+	s.happened("vm:100 n1→n3", "start vm:100 on n3")
+}
+
+func TestAManagerDoesNotWaitForEver(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.guest(100, "n1", pveconf.HAStarted)
+	s.ruled("node-affinity: rule\n\tresources vm:100\n\tnodes n3:2,n1:1\n")
+	s.actor("n3").up = false
+	s.actor("n3").renewed = -100 * second
+	s.run(4 * second)
+	s.happened("start vm:100 on n1")
+}
+
+func TestANodeThatEndsWithoutAQuorumIsWokenWhenItMayGo(t *testing.T) {
+	w := ha.NewWorker("n1", ha.DefaultParams())
+	v := ha.LocalView{Quorate: true, LeaseValid: true, NodeMode: ha.NodeMode{Ends: ha.EndsShutdown, BootID: "b"}}
+	w, _ = w.Step(0, v)
+	v.Quorate = false
+	w, actions := w.Step(second, v)
+	if len(actions) != 1 || line(actions[0]) != "wake 11.52s" {
+		t.Errorf("got %v", actions)
+	}
+	if ok, why := w.MayLeave(5 * second); ok || why != "there is no quorum" {
+		t.Errorf("got %v %q", ok, why)
+	}
+	if ok, _ := w.MayLeave(11520 * second / 1000); !ok {
+		t.Error("it may not go after a lease without a quorum")
+	}
+}

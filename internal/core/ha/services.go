@@ -28,6 +28,10 @@ func (d *decision) services() {
 			starts = append(starts, g)
 		}
 	}
+	d.strayCommands()
+	if len(starts) == 0 && !evaluate && !d.view.Policy.Rebalance || !d.assembled() {
+		return
+	}
 	moves := make(map[string]place.Move)
 	if evaluate {
 		for _, m := range d.placing().planner.Evaluate() {
@@ -38,8 +42,22 @@ func (d *decision) services() {
 	for _, sid := range slices.Sorted(maps.Keys(moves)) {
 		d.take(moves[sid])
 	}
-	d.strayCommands()
 	d.rebalance()
+}
+
+// assembled: every member is there, or the manager has waited for those that are just booting as it did itself. Who places guests before
+// that places them again afterwards.
+func (d *decision) assembled() bool {
+	if d.now-d.since >= d.p.Suspect {
+		return true
+	}
+	for _, n := range d.nodes {
+		if n.Name != d.self && !n.online(d.p) {
+			d.out.wake(d.since + d.p.Suspect)
+			return false
+		}
+	}
+	return true
 }
 
 // service decides about one guest. It reports whether the guest waits for the word to start.
@@ -330,14 +348,49 @@ func (d *decision) patience(g *Guest, st StatusRecord) bool {
 	return true
 }
 
+// content: no rule drives the guest away; it would only be better off elsewhere.
+func (d *decision) content(m place.Move) bool {
+	refusal, with := d.placing().planner.Check(m.SID, m.From)
+	return refusal == "" && len(with) == 0
+}
+
+// entangled: somebody of whom a rule says that it must be with the guest, or apart from it, was on its way when this look began. Only when it
+// has arrived is it known where the guest belongs; to decide earlier would chase guests around.
+func (d *decision) entangled(sid string) bool {
+	if len(d.flying) == 0 {
+		return false
+	}
+	mine := d.view.Rules.Of(sid)
+	if mine == nil {
+		return false
+	}
+	if d.anyFlying(mine.Together) {
+		return true
+	}
+	for _, a := range mine.Apart {
+		if d.flying[a.SID] {
+			return true
+		}
+		if r := d.view.Rules.Of(a.SID); r != nil && d.anyFlying(r.Together) {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *decision) anyFlying(sids []string) bool {
+	return slices.ContainsFunc(sids, func(sid string) bool { return d.flying[sid] })
+}
+
 // countMoves counts the moves under way.
 func (d *decision) countMoves() {
-	d.moves = make(map[string]int)
+	d.moves, d.flying = make(map[string]int), make(map[string]bool)
 	for i := range d.view.Guests {
 		g := &d.view.Guests[i]
 		if to := d.target(*g, d.view.Statuses[g.VMID]); to != "" && to != g.Node {
 			d.moves[g.Node]++
 			d.moves[to]++
+			d.flying[g.SID()] = true
 		}
 	}
 }
@@ -356,6 +409,9 @@ func (d *decision) permit(starts []*Guest, moves map[string]place.Move) {
 		}
 		m := moves[g.SID()]
 		delete(moves, g.SID())
+		if m.To != "" && d.entangled(m.SID) {
+			continue // the arrival of the others is a new look
+		}
 		d.allow(g, st, m)
 	}
 }
@@ -422,9 +478,10 @@ func (d *decision) take(m place.Move) {
 	switch {
 	case busy || from == nil || to == nil || g.Node != m.From || !from.online(d.p) || !to.online(d.p):
 	case st.moving() && st.Node == g.Node || st.State != StatusStarted && st.State != StatusStarting:
-	case to.shun != "" || to.quarantined && from.leaving == "":
+	case to.shun != "" || to.quarantined && from.leaving == "" && d.content(m):
 	case d.gaveUp(g, st) || d.patience(g, st):
-	case d.full(m.From) || d.full(m.To):
+	case from.leaving == "" && d.entangled(m.SID):
+	case len(m.With) == 0 && (d.full(m.From) || d.full(m.To)): // those that must be together move together
 	default:
 		why := m.Reason
 		if from.leaving != "" {

@@ -15,6 +15,9 @@ type tries struct {
 	notBefore time.Duration   // of the next action
 	running   bool            // it was seen, or started,
 	since     time.Duration   // then
+	here      bool            // its QEMU was here at the last look
+	ran       bool            // it was, and has ended
+	endedAt   time.Duration   // then
 	locked    bool            // its image was locked at the last start, and has been
 	lockedAt  time.Duration   // since then
 	stale     bool            // something was done that the view does not show

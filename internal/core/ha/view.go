@@ -33,6 +33,9 @@ type Params struct {
 	FenceDelay time.Duration
 	// TakeAfter is the lease's own wait (lease.Params.TakeAfter).
 	TakeAfter time.Duration
+	// InFlight is how long a write of a QEMU that has ended may be under way on a shared storage (lease.Params.InFlight): the guest starts here again
+	// no sooner, because its successor must not be overtaken.
+	InFlight time.Duration
 	// RebootPatience is how long the guests of a node that reboots in order wait for it, where the policy does not freeze them.
 	RebootPatience time.Duration
 	// Permit is how long a guest that may start only by the manager's word waits for that word.
@@ -68,6 +71,7 @@ func DefaultParams() Params {
 		Confirm:        500 * time.Millisecond,
 		FenceDelay:     6 * time.Second,
 		TakeAfter:      lease.DefaultParams().TakeAfter(),
+		InFlight:       lease.DefaultParams().InFlight,
 		RebootPatience: time.Minute, // the delay after which Proxmox VE would recover them
 		Permit:         5 * time.Second,
 		StopTries:      3,

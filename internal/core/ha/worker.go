@@ -137,10 +137,14 @@ func (w *Worker) observe(now time.Duration) {
 		known[g.VMID] = true
 		t := w.guests[g.VMID]
 		if state := w.view.Resources[g.VMID]; t.state != state {
-			t = tries{state: state, stale: t.stale}
+			t = tries{state: state, stale: t.stale, here: t.here, ran: t.ran, endedAt: t.endedAt}
 		}
 		p, runs := w.view.Processes[g.VMID]
 		runs = runs && p.State == ProcessRunning
+		if t.here && !runs {
+			t.ran, t.endedAt = true, now
+		}
+		t.here = runs
 		switch {
 		case t.stale:
 		case w.leaveAlone(g.VMID), !runs && w.ending(g.VMID):
