@@ -122,7 +122,7 @@ func (l *link) shut() {
 	l.conn = nil
 	l.mu.Unlock()
 	if conn != nil {
-		conn.Close()
+		_ = conn.Close() // nothing is buffered; the reader ends
 		<-ended
 	}
 }

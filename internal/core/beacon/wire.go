@@ -19,8 +19,8 @@ const (
 	maxName = 63
 	maxBoot = 36 // a UUID as text
 	macSize = sha256.Size
-	// maxHeader: magic, key, network, epoch and six times, count, two names and two boot ids with their lengths.
-	maxHeader = len(magic) + 4 + 1 + 7*8 + 2 + 2*(1+maxName) + 2*(1+maxBoot)
+	// maxHeader: magic, key, network, six numbers, count, two names and two boot ids with their lengths.
+	maxHeader = len(magic) + 4 + 1 + 6*8 + 2 + 2*(1+maxName) + 2*(1+maxBoot)
 	claimRoom = MaxDatagram - maxHeader - macSize
 )
 
@@ -71,10 +71,12 @@ func Seal(m Message, k Key) []byte {
 	return sign(b, k)
 }
 
-func sign(b []byte, k Key) []byte {
-	mac := hmac.New(sha256.New, k.Secret)
-	mac.Write(b)
-	return mac.Sum(b)
+func sign(b []byte, k Key) []byte { return append(b, mac(b, k)...) }
+
+func mac(b []byte, k Key) []byte {
+	h := hmac.New(sha256.New, k.Secret)
+	h.Write(b)
+	return h.Sum(nil)
 }
 
 // appendClaim writes Until as its distance from the last look, which is 0 for what runs. The lowest bit is Ended.
@@ -102,12 +104,12 @@ func Open(data []byte, keys []Key) (Message, error) {
 		return Message{}, ErrMalformed
 	}
 	id := binary.BigEndian.Uint32(data[len(magic):])
-	body, mac := data[:len(data)-macSize], data[len(data)-macSize:]
+	body, got := data[:len(data)-macSize], data[len(data)-macSize:]
 	for _, k := range keys {
 		if k.ID != id {
 			continue
 		}
-		if want := sign(append([]byte(nil), body...), k); !hmac.Equal(want[len(body):], mac) {
+		if !hmac.Equal(mac(body, k), got) {
 			return Message{}, ErrForged
 		}
 		return decode(body[len(magic)+4:])

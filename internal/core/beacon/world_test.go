@@ -112,11 +112,6 @@ func newWorld(t *testing.T, seed uint64, nodes int, net network) *world {
 	return w
 }
 
-func (w *world) machine(name string) *machine {
-	i := slices.IndexFunc(w.machines, func(m *machine) bool { return m.name == name })
-	return w.machines[i]
-}
-
 func (w *world) upTo(d time.Duration) time.Duration {
 	if d <= 0 {
 		return 0
