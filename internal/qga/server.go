@@ -29,7 +29,7 @@ type Server struct {
 // Serve answers what it reads from rw until that ends; the error is rw's. The end of the input is nil. It keeps what was read in
 // part nowhere, so each connection of the port begins anew.
 func (s *Server) Serve(rw io.ReadWriter) error {
-	in := bufio.NewReaderSize(rw, 64<<10)
+	in := bufio.NewReader(rw)
 	var line []byte
 	for {
 		part, err := in.ReadSlice('\n')
