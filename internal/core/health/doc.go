@@ -29,8 +29,9 @@ type Params struct {
 	// LinkDown and LinkUp: a link must be down, or up, for so long without a break to count as that.
 	LinkDown, LinkUp time.Duration
 
-	// PingEvery is the time from one question to a guest agent to the next, PingWait how long an answer may take.
-	PingEvery, PingWait time.Duration
+	// PingEvery is the time from the end of one question to a guest agent to the next, PingFirst the same until the agent has
+	// answered once since the guest started. PingWait is how long an answer may take.
+	PingEvery, PingFirst, PingWait time.Duration
 	// Misses: an agent that left so many questions in a row unanswered is silent.
 	Misses int
 }
@@ -45,8 +46,8 @@ func DefaultParams() Params {
 		Good: 6, // half a minute: guests that come back too early move twice
 		// A switch that converges anew, or a bond that changes its port, is through in less than 3 s.
 		LinkDown: 3 * time.Second, LinkUp: 10 * time.Second,
-		// Silent at most 3·10 + 5 s after the last answer; a guest that merely pages is not.
-		PingEvery: 10 * time.Second, PingWait: 5 * time.Second, Misses: 3,
+		// Silent at most 3·(10 + 5) s after the last answer; a guest that merely pages is not. Others may wait for the first one.
+		PingEvery: 10 * time.Second, PingFirst: 2 * time.Second, PingWait: 5 * time.Second, Misses: 3,
 	}
 }
 

@@ -20,7 +20,7 @@ type Card struct {
 	Name string
 	// Carries: it is switched on, has a carrier, and lets traffic pass.
 	Carries bool
-	// State is the kernel's word for its state, "lowerlayerdown".
+	// State is the kernel's word for its state, "lower-layer-down".
 	State string
 }
 

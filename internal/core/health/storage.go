@@ -92,7 +92,10 @@ func (s *Storage) complaint() string {
 		return ""
 	}
 	var parts []string
-	if s.failures > 0 {
+	switch {
+	case s.failures == 1:
+		parts = append(parts, "a probe failed: "+s.failure)
+	case s.failures > 1:
 		parts = append(parts, fmt.Sprintf("%d probes in a row failed: %s", s.failures, s.failure))
 	}
 	if len(s.guests) > 0 {

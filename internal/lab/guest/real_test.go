@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"sauh.dev/sauh/internal/core/health"
+	watcher "sauh.dev/sauh/internal/health"
 	"sauh.dev/sauh/internal/lab/image"
 	"sauh.dev/sauh/internal/qemu"
 	"sauh.dev/sauh/internal/qga"
@@ -34,8 +35,9 @@ type real struct {
 	qga  *qga.Client
 	http string
 
-	mu   sync.Mutex
-	seen []health.Incident
+	mu        sync.Mutex
+	seen      []health.Incident
+	condition health.Condition
 }
 
 // buildDisk makes a disk of the probe guest in dir.
@@ -148,6 +150,17 @@ func bootReal(t *testing.T) *real {
 			r.seen = append(r.seen, i)
 		})
 	})
+	watch := &watcher.Guest{
+		Params: health.Params{PingEvery: 500 * time.Millisecond, PingFirst: 500 * time.Millisecond, PingWait: time.Second, Misses: 3},
+		QEMU:   p, Agent: r.qga,
+		Held: func() string { return "" },
+		Changed: func(c health.Condition) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.condition = c
+		},
+	}
+	wg.Go(func() { watch.Run(ctx) })
 	t.Cleanup(func() {
 		cancel()
 		wg.Wait()
@@ -215,6 +228,12 @@ func (r *real) order(path string) {
 	}
 }
 
+func (r *real) is(c health.Condition) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.condition.Answers == c.Answers && r.condition.Sick == c.Sick
+}
+
 func (r *real) status() string {
 	s, err := r.p.Status(r.t.Context())
 	if err != nil {
@@ -241,14 +260,19 @@ func TestARealProbeGuestAnswersFallsIllAndIsReset(t *testing.T) {
 		t.Errorf("%q %v", s, err)
 	}
 
+	r.await(10*time.Second, "the watch has its first answer", func() bool { return r.is(health.Condition{Answers: true}) })
+
 	r.order("/agent?silent=1")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if err := r.qga.Ping(ctx); !errors.Is(err, qga.ErrSilent) {
 		t.Errorf("silent: %v", err)
 	}
+	r.await(20*time.Second, "the silent guest is sick", func() bool { return r.is(health.Condition{Answers: true, Sick: health.SickSilent}) })
 	r.order("/agent?silent=0")
 	r.await(10*time.Second, "it answers again", r.answers)
+
+	r.await(10*time.Second, "it is well again", func() bool { return r.is(health.Condition{Answers: true}) })
 
 	r.order("/panic")
 	r.await(10*time.Second, "the panic is seen", func() bool { return r.told(health.Panicked) })
@@ -258,8 +282,12 @@ func TestARealProbeGuestAnswersFallsIllAndIsReset(t *testing.T) {
 	r.must(r.p.PauseOnPanic(t.Context(), true))
 	r.order("/panic")
 	r.await(10*time.Second, "it stands still after a panic", func() bool { return r.status() == "guest-panicked" })
+	if !r.is(health.Condition{Answers: true, Sick: health.SickPanicked}) && !r.is(health.Condition{Sick: health.SickPanicked}) {
+		t.Error("the panicked guest is not sick")
+	}
 	r.must(r.p.Reset(t.Context()))
 	r.await(bootLimit, "it answers after a reset from outside", r.answers)
+	r.await(10*time.Second, "it is well after the reset", func() bool { return r.is(health.Condition{Answers: true}) })
 
 	r.order("/hang")
 	r.await(10*time.Second, "a guest that hangs is silent", func() bool { return !r.answers() })
