@@ -158,8 +158,11 @@ func (m *member) wire(a *Agent, st memberStore) {
 		moving: both, files: files, roster: m.roster, quorate: quorate, live: m.live, tasks: tasks, starter: m.starter, peers: others,
 	}
 	m.wireHA(a, files, tasks, leaving)
+	asked := &haAPI{
+		resources: res, node: node, params: m.manager.params, view: m.manager.view, fencing: m.fencing, end: m.ending.EndNode,
+	}
 	m.roles = api.Backend{
-		Cluster: a, Tasks: a.tasks, Storages: stores, HA: res, Peers: others,
+		Cluster: a, Tasks: a.tasks, Storages: stores, HA: asked, Rules: asked, Control: asked, Fencing: asked, Options: asked, Peers: others,
 		Guests: guests{seen, m.operations, leaving},
 	}
 	m.handler = api.NewServer(m.roles, api.Options{Logger: log})

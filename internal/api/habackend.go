@@ -116,6 +116,8 @@ type HATolerance struct {
 	// Failed are the first nodes found whose loss is too much, Lost the guests that would not come back then.
 	Failed []string      `json:"failed,omitempty"`
 	Lost   []HAPlacement `json:"lost,omitempty"`
+	// Quorum: guests would find places, but one node more would take the majority, and nothing would be decided.
+	Quorum bool `json:"quorum,omitempty"`
 	// Wanted is failures-to-tolerate of datacenter.cfg; Warn: a start that breaks it is allowed with a word.
 	Wanted int  `json:"wanted,omitempty"`
 	Warn   bool `json:"warn,omitempty"`
@@ -184,9 +186,13 @@ type HA interface {
 	HAResources(ctx context.Context) ([]HAResource, error)
 	// HAAdd protects a guest: SID, State, Comment and Values count. ErrExists if it is.
 	HAAdd(ctx context.Context, r HAResource) error
-	HASet(ctx context.Context, r HAResource) error
-	HARemove(ctx context.Context, sid string) error
+	HASet(ctx context.Context, sid string, e Edit) error
+	// HARemove protects it no longer; with purge the rules forget it too, and one that is left empty goes.
+	HARemove(ctx context.Context, sid string, purge bool) error
 	HAStatus(ctx context.Context) (HAStatus, error)
+	HAExplain(ctx context.Context, sid string) (HAExplanation, error)
+	// HAWhatIf plans the loss of nodes with the planner that would be used.
+	HAWhatIf(ctx context.Context, nodes []string) (HAPlan, error)
 }
 
 // HARules are ha/rules.cfg, and ha/groups.cfg to read. A file that would contradict itself is refused with ErrInvalid.

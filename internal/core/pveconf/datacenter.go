@@ -116,6 +116,17 @@ func (d Datacenter) Get(key string) (value string, line int, ok bool) {
 	return "", 0, false
 }
 
+// Keys lists the keys in the order of the file.
+func (d Datacenter) Keys() []string {
+	var out []string
+	for _, l := range d.lines {
+		if k, _, ok := datacenterLine(l); ok && !strings.HasPrefix(strings.TrimSpace(l), "#") {
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
 // With returns the file with key set where it stood, or at the end; an empty value removes the line. d itself stays as it is.
 func (d Datacenter) With(key, value string) Datacenter {
 	lines := slices.Clone(d.lines)

@@ -35,3 +35,10 @@ func (s Section) withText(key, text string) Section {
 	}
 	return s.With(key, encodeText(text))
 }
+
+// WithComment sets the comment of a rule in the form in which it is stored, or removes it. It refuses one that is too long.
+func (s Section) WithComment(text string) (Section, error) {
+	out := s.withText("comment", text)
+	_, err := out.comment()
+	return out, err
+}
