@@ -14,10 +14,11 @@ import (
 	"sauh.dev/sauh/internal/sys"
 )
 
-// haParams are the times of HA that fit those of the lease.
+// haParams are the times of HA that fit those of the lease: with the default ones they are ha.DefaultParams.
 func haParams(l lease.Params) ha.Params {
 	p := ha.DefaultParams()
 	p.TakeAfter, p.Suspect = l.TakeAfter(), l.SuspectAfter()
+	p.Ask, p.FenceDelay, p.LockPatience = l.Lease/5, l.Lease*3/5, 3*l.Lease
 	return p
 }
 

@@ -27,11 +27,13 @@ const fenceCfgKey = model.ConfigPrefix + "ha/fence.cfg"
 // fencing has the methods of ha/fence.cfg asked and fired when the manager says so, keeps the proofs that they bring until a sign of
 // life voids them, and rehearses them while nothing is wrong.
 type fencing struct {
-	node    string
-	log     *slog.Logger
-	st      store.Store
-	mirror  *mirror.Mirror
-	live    hearing
+	node   string
+	log    *slog.Logger
+	st     store.Store
+	mirror *mirror.Mirror
+	live   hearing
+	// beacon is when the last one of a node arrived.
+	beacon  func(node string) (corefence.Sign, bool)
 	quorate func() bool
 	active  atomic.Bool // this node's manager is the one that decides
 
@@ -170,6 +172,9 @@ func (f *fencing) signs(node string) []corefence.Sign {
 	var out []corefence.Sign
 	if at, ok := f.live.Renewed(node); ok {
 		out = append(out, corefence.Sign{Kind: corefence.Renewal, At: at})
+	}
+	if sign, ok := f.beacon(node); ok {
+		out = append(out, sign)
 	}
 	return out
 }

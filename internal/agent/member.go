@@ -18,6 +18,7 @@ import (
 	"sauh.dev/sauh/internal/agent/move"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/certs"
+	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/guard"
 	"sauh.dev/sauh/internal/network"
@@ -67,6 +68,7 @@ type member struct {
 	book       *rulebook
 	fencing    *fencing
 	ending     *ending
+	beacons    *beacons
 	membership *membership
 	roles      api.Backend
 	handler    http.Handler  // the API with these roles
@@ -120,11 +122,11 @@ func newMember(id identity, log *slog.Logger) *member {
 }
 
 // wire makes all parts of the membership on an open store. Nothing runs yet.
-func (m *member) wire(a *Agent, st memberStore) {
+func (m *member) wire(a *Agent, st memberStore, times lease.Params) {
 	paths, log, node, quorate := a.opts.Paths, m.log, m.name, st.Quorate
 	m.st = st
 	m.live = liveness.New(liveness.Config{
-		Node: node, BootID: a.boot, Params: a.opts.Lease, Store: st, Guard: guard.New(paths.guardSocket()), Clock: sys.BootTime,
+		Node: node, BootID: a.boot, Params: times, Store: st, Guard: guard.New(paths.guardSocket()), Clock: sys.BootTime,
 		FirstEpoch: m.firstEpoch, Changed: m.kick, Log: log,
 	})
 	m.mirror = mirror.New(st, log, m.live.Observe)
@@ -157,9 +159,10 @@ func (m *member) wire(a *Agent, st memberStore) {
 	leaving := &departures{
 		moving: both, files: files, roster: m.roster, quorate: quorate, live: m.live, tasks: tasks, starter: m.starter, peers: others,
 	}
-	m.wireHA(a, files, tasks, leaving)
+	m.wireHA(a, files, tasks, leaving, times)
 	asked := &haAPI{
-		resources: res, node: node, params: m.manager.params, view: m.manager.view, fencing: m.fencing, end: m.ending.EndNode,
+		resources: res, node: node, params: m.manager.params, view: m.manager.view, fencing: m.fencing, alarms: m.beacons.alarms,
+		end: m.ending.EndNode,
 	}
 	m.roles = api.Backend{
 		Cluster: a, Tasks: a.tasks, Storages: stores, HA: asked, Rules: asked, Control: asked, Fencing: asked, Options: asked, Peers: others,
@@ -169,11 +172,14 @@ func (m *member) wire(a *Agent, st memberStore) {
 }
 
 // wireHA makes what minds the HA resources.
-func (m *member) wireHA(a *Agent, files guestFiles, tasks guestTasks, moves *departures) {
+func (m *member) wireHA(a *Agent, files guestFiles, tasks guestTasks, moves *departures, times lease.Params) {
 	log, node, quorate := m.log, m.name, m.st.Quorate
-	params := haParams(a.opts.Lease)
+	params := haParams(times)
 	m.book = &rulebook{}
-	m.fencing = newFencing(&fencing{node: node, log: log, st: m.st, mirror: m.mirror, live: m.live, quorate: quorate})
+	m.beacons = &beacons{
+		node: node, log: log, mirror: m.mirror, roster: m.roster, procs: m.procs, lease: m.live, mute: map[model.VMID]time.Time{},
+	}
+	m.fencing = newFencing(&fencing{node: node, log: log, st: m.st, mirror: m.mirror, live: m.live, beacon: m.beacons.heard, quorate: quorate})
 	m.manager = &haManager{
 		node: node, log: log, st: m.st, quorate: quorate, mirror: m.mirror, live: m.live, book: m.book, fencing: m.fencing,
 		params: params, kicked: m.quorum,
@@ -208,6 +214,10 @@ func (m *member) firstEpoch() uint64 {
 // openMember starts this node's store with the certificates that are on disk, and follows it.
 func (a *Agent) openMember(ctx context.Context, ms *Membership) (*member, error) {
 	p := a.opts.Paths
+	times, err := a.leaseOf(ms.Cluster)
+	if err != nil {
+		return nil, err
+	}
 	id, err := p.identity(ms)
 	if err != nil {
 		return nil, err
@@ -232,7 +242,7 @@ func (a *Agent) openMember(ctx context.Context, ms *Membership) (*member, error)
 		m.wg.Wait()
 		return nil, err
 	}
-	m.wire(a, st)
+	m.wire(a, st, times)
 	m.server.VerifyConnection = m.verifyMember
 	m.wg.Go(func() { m.mirror.Run(m.ctx) })
 	select {
@@ -314,6 +324,7 @@ func (a *Agent) activate(m *member) error {
 	m.wg.Go(func() { m.watchAble(m.ctx) })
 	m.wg.Go(func() { m.fencing.run(m.ctx) })
 	m.wg.Go(func() { m.ending.forget(m.ctx) })
+	m.beacons.start(m.ctx, a.boot, a.opts.Paths.State, m.addresses)
 	m.wg.Go(func() { m.publishSelf(m.ctx, a.opts.Version.Version, a.host) })
 	m.wg.Go(func() { m.operations.startOnBoot(m.ctx) })
 	a.current.Store(m)
@@ -369,6 +380,7 @@ func (m *member) close() {
 	m.wg.Wait()
 	m.ending.wait()
 	m.fencing.wait()
+	m.beacons.wait()
 	m.starter.wait()
 	m.procs.release()
 	if err := m.st.Close(); err != nil {

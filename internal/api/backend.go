@@ -75,6 +75,8 @@ type CreateClusterRequest struct {
 	NodeName string `json:"nodename"` // "" takes the host's name
 	Mgmt     string `json:"mgmt"`     // addresses; "" takes those of agent.json
 	Cluster  string `json:"cluster"`
+	// HAProfile names the times of the lease, for good: "default" (or ""), or "fast" with half of them.
+	HAProfile string `json:"ha_profile"`
 }
 
 // JoinKey is what `cluster key` prints, readable and encoded.

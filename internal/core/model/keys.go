@@ -34,6 +34,8 @@ type Cluster struct {
 	Name    string `json:"name"`
 	UUID    string `json:"uuid"`
 	Created int64  `json:"created"` // Unix seconds
+	// HAProfile names the times of the lease; see core/lease. It is chosen when the cluster is made and never changed.
+	HAProfile string `json:"ha_profile,omitempty"`
 }
 
 // Manager names the node whose agent decides about HA. It is a hint for
