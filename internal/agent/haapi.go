@@ -25,10 +25,10 @@ type haAPI struct {
 	view func() ha.View
 	// fencing are the drivers behind ha/fence.cfg.
 	fencing fenceDrivers
-	// alarms are what the double-run detector has seen; nil for none.
-	alarms func() []api.HAAlarm
 	// end begins the orderly end of this node.
 	end func(ctx context.Context, reboot bool) error
+	// drain is the same without the machine's own end; it returns when that may come.
+	drain func(ctx context.Context, reboot bool) error
 }
 
 // decodeKept is a file of the mirror that was read, and its digest.

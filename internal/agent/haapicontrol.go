@@ -242,6 +242,11 @@ func (h *haAPI) EndNode(ctx context.Context, reboot bool) error {
 	return h.end(ctx, reboot)
 }
 
+// DrainNode implements api.HAControl.
+func (h *haAPI) DrainNode(ctx context.Context, reboot bool) error {
+	return h.drain(ctx, reboot)
+}
+
 // commandOf is a command that waits, as a sentence; "" for none.
 func commandOf(s mirror.Snapshot, sid string) string {
 	c, err := mirror.Get[ha.Command](s, model.HACommandPrefix+sid)

@@ -19,9 +19,6 @@ func (h *haAPI) HAStatus(ctx context.Context) (api.HAStatus, error) {
 	snap, view := h.mirror.Snapshot(), h.view()
 	manager, _ := mirror.Get[model.Manager](snap, model.ManagerKey) // what cannot be read is not shown
 	out := api.HAStatus{Alarms: []api.HAAlarm{}, Manager: manager.Value.Node, Quorate: h.quorate(), Problems: problems(snap)}
-	if h.alarms != nil {
-		out.Alarms = append(out.Alarms, h.alarms()...)
-	}
 	if out.Disarm = string(view.Mode.At(view.Unix)); out.Disarm != "" {
 		out.Until = view.Mode.Until
 	}

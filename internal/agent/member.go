@@ -161,11 +161,11 @@ func (m *member) wire(a *Agent, st memberStore, times lease.Params) {
 	}
 	m.wireHA(a, files, tasks, leaving, times)
 	asked := &haAPI{
-		resources: res, node: node, params: m.manager.params, view: m.manager.view, fencing: m.fencing, alarms: m.beacons.alarms,
-		end: m.ending.EndNode,
+		resources: res, node: node, params: m.manager.params, view: m.manager.view, fencing: m.fencing,
+		end: m.ending.EndNode, drain: m.ending.DrainNode,
 	}
 	m.roles = api.Backend{
-		Cluster: a, Tasks: a.tasks, Storages: stores, HA: asked, Rules: asked, Control: asked, Fencing: asked, Options: asked, Peers: others,
+		Cluster: a, Tasks: a.tasks, Storages: stores, HA: asked, Alarms: m.beacons, Rules: asked, Control: asked, Fencing: asked, Options: asked, Peers: others,
 		Guests: guests{seen, m.operations, leaving},
 	}
 	m.handler = api.NewServer(m.roles, api.Options{Logger: log})

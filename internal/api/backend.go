@@ -201,6 +201,7 @@ type Backend struct {
 	Tasks    Tasks
 	Storages Storages
 	HA       HA
+	Alarms   HAAlarms
 	Rules    HARules
 	Control  HAControl
 	Fencing  HAFencing

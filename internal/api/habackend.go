@@ -52,7 +52,7 @@ type HAResource struct {
 
 // HAStatus is what `ha status` prints.
 type HAStatus struct {
-	// Alarms are what nobody may overlook: a guest that runs twice.
+	// Alarms are what nobody may overlook: a guest that runs twice. The server collects them from all nodes that answer.
 	Alarms []HAAlarm `json:"alarms"`
 	// Problems are configuration files that cannot be read, by which nothing is decided, and rules without effect.
 	Problems []string `json:"problems,omitempty"`
@@ -70,8 +70,10 @@ type HAStatus struct {
 // HAAlarm is something that must never happen and was seen.
 type HAAlarm struct {
 	SID  string `json:"sid"`
-	Unix int64  `json:"unix"` // when it was seen last
+	Unix int64  `json:"unix"` // when it was seen first
 	Text string `json:"text"` // a sentence: what was seen, and what to do
+	// SeenBy are the nodes that saw it, the first of which says Text.
+	SeenBy []string `json:"seen_by,omitempty"`
 }
 
 // HANodeStatus is a node as the node that answers sees it.
@@ -195,6 +197,13 @@ type HA interface {
 	HAWhatIf(ctx context.Context, nodes []string) (HAPlan, error)
 }
 
+// HAAlarms are those that this node's double-run detector raised. They stay until a person acknowledges them.
+type HAAlarms interface {
+	Alarms(ctx context.Context) ([]HAAlarm, error)
+	// AcknowledgeAlarms ends this node's alarms about a guest. A guest that goes on running twice raises another.
+	AcknowledgeAlarms(ctx context.Context, sid string) error
+}
+
 // HARules are ha/rules.cfg, and ha/groups.cfg to read. A file that would contradict itself is refused with ErrInvalid.
 type HARules interface {
 	Rules(ctx context.Context) (Sections, error)
@@ -241,6 +250,8 @@ type HAControl interface {
 	Label(ctx context.Context, node string, rack, site *string) error
 	// EndNode ends this node in order: its guests leave by the policy of datacenter.cfg, then it goes down. It returns when that has begun.
 	EndNode(ctx context.Context, reboot bool) error
+	// DrainNode ends this node as EndNode does, but leaves the machine to the caller: it returns when that may go down.
+	DrainNode(ctx context.Context, reboot bool) error
 }
 
 // HAFenceFile is ha/fence.cfg.

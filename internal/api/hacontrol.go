@@ -2,10 +2,7 @@ package api
 
 import (
 	"context"
-	"errors"
 	"time"
-
-	"sauh.dev/sauh/internal/core/model"
 )
 
 // Limits of what a person can ask for.
@@ -25,10 +22,11 @@ func (s *server) haControlRoutes() []route {
 		here("DELETE /sauh/ha/nodes/{node}/maintenance", s.haMaintenance(false)),
 		here("PUT /sauh/ha/nodes/{node}/disarm", s.haDisarm, required(oneOf("resource-mode", modes...)), disarm),
 		here("DELETE /sauh/ha/nodes/{node}/disarm", func(ctx context.Context, c *call) (any, error) {
-			return nil, nodeError(c, s.b.Control.Arm(ctx, s.named(c)))
+			return nil, s.b.Control.Arm(ctx, s.named(c))
 		}),
 		here("PUT /sauh/ha/nodes/{node}/labels", s.haLabel, text("rack"), text("site")),
 		onNode("POST /nodes/{node}/status", s.nodeCommand, required(oneOf("command", "reboot", "shutdown"))),
+		here("POST /sauh/drain", s.drain, flag("reboot")),
 	}
 }
 
@@ -40,18 +38,10 @@ func (s *server) named(c *call) string {
 	return c.args["node"]
 }
 
-// nodeError gives a node that is none the words that clients know.
-func nodeError(c *call, err error) error {
-	if errors.Is(err, model.ErrNotFound) {
-		return notFoundf("no such cluster node '%s'", c.args["node"])
-	}
-	return err
-}
-
 func (s *server) haDisarm(ctx context.Context, c *call) (any, error) {
-	return nil, nodeError(c, s.b.Control.Disarm(ctx, HADisarm{
+	return nil, s.b.Control.Disarm(ctx, HADisarm{
 		Mode: c.args["resource-mode"], Node: s.named(c), For: time.Duration(c.args.int("for", 0)) * time.Second,
-	}))
+	})
 }
 
 func (s *server) haStop(ctx context.Context, c *call) (any, error) {
@@ -65,7 +55,7 @@ func (s *server) haStop(ctx context.Context, c *call) (any, error) {
 
 func (s *server) haMaintenance(on bool) handler {
 	return func(ctx context.Context, c *call) (any, error) {
-		return nil, nodeError(c, s.b.Control.Maintenance(ctx, s.named(c), on))
+		return nil, s.b.Control.Maintenance(ctx, s.named(c), on)
 	}
 }
 
@@ -77,9 +67,14 @@ func (s *server) haLabel(ctx context.Context, c *call) (any, error) {
 	if v, ok := c.args["site"]; ok {
 		site = &v
 	}
-	return nil, nodeError(c, s.b.Control.Label(ctx, s.named(c), rack, site))
+	return nil, s.b.Control.Label(ctx, s.named(c), rack, site)
 }
 
 func (s *server) nodeCommand(ctx context.Context, c *call) (any, error) {
 	return nil, s.b.Control.EndNode(ctx, c.args["command"] == "reboot")
+}
+
+// drain answers when this node's machine may go down, which may take as long as its guests' moves.
+func (s *server) drain(ctx context.Context, c *call) (any, error) {
+	return nil, s.b.Control.DrainNode(ctx, c.args.bool("reboot"))
 }

@@ -57,5 +57,5 @@ func (s *server) fenceSet(ctx context.Context, c *call) (any, error) {
 
 func (s *server) fenceTest(ctx context.Context, c *call) (any, error) {
 	list, err := s.b.Fencing.FenceTest(ctx, s.named(c), c.args.bool("switch"))
-	return orEmpty(list, nodeError(c, err))
+	return orEmpty(list, err)
 }

@@ -3,6 +3,9 @@ package api
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -11,16 +14,60 @@ func (s *server) haStatusRoutes() []route {
 		here("GET /cluster/ha/status", index("current", "manager_status", "arm-ha", "disarm-ha")),
 		here("GET /cluster/ha/status/current", s.haCurrent),
 		here("GET /cluster/ha/status/manager_status", s.haManagerStatus),
-		here("GET /sauh/ha/status", func(ctx context.Context, _ *call) (any, error) { return s.b.HA.HAStatus(ctx) }),
+		here("GET /sauh/ha/status", func(ctx context.Context, _ *call) (any, error) { return s.haStatus(ctx) }),
+		onNode("GET /sauh/nodes/{node}/ha/alarms", func(ctx context.Context, _ *call) (any, error) { return orEmpty(s.b.Alarms.Alarms(ctx)) }),
+		onNode("DELETE /sauh/nodes/{node}/ha/alarms/{sid}", s.acknowledge),
 		here("GET /sauh/ha/explain/{sid}", s.haExplain),
 		here("GET /sauh/ha/what-if", s.haWhatIf, required(text("nodes"))),
 	}
 }
 
+// haStatus is the backend's with the alarms of all nodes that answer.
+func (s *server) haStatus(ctx context.Context) (HAStatus, error) {
+	st, err := s.b.HA.HAStatus(ctx)
+	if err != nil {
+		return st, err
+	}
+	cluster, err := s.b.Cluster.Status(ctx)
+	if err != nil {
+		return st, err
+	}
+	byNode := askAll(ctx, s, answering(cluster), func(node string) string { return "/sauh/nodes/" + node + "/ha/alarms" }, s.b.Alarms.Alarms)
+	st.Alarms = mergeAlarms(byNode)
+	return st, nil
+}
+
+// mergeAlarms has one alarm a guest, that of the first node by name, with all that saw it.
+func mergeAlarms(byNode map[string][]HAAlarm) []HAAlarm {
+	out := []HAAlarm{}
+	for _, node := range slices.Sorted(maps.Keys(byNode)) {
+		for _, a := range byNode[node] {
+			i := slices.IndexFunc(out, func(o HAAlarm) bool { return o.SID == a.SID })
+			if i < 0 {
+				a.SeenBy, i = nil, len(out)
+				out = append(out, a)
+			}
+			if !slices.Contains(out[i].SeenBy, node) {
+				out[i].SeenBy = append(out[i].SeenBy, node)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b HAAlarm) int { return strings.Compare(a.SID, b.SID) })
+	return out
+}
+
+func (s *server) acknowledge(ctx context.Context, c *call) (any, error) {
+	sid, err := parseSID(c.args["sid"])
+	if err != nil {
+		return nil, err
+	}
+	return nil, s.b.Alarms.AcknowledgeAlarms(ctx, sid)
+}
+
 // haCurrent has the order of Proxmox VE: quorum, master, one lrm a node, the services. What Proxmox VE has no row for, the alarms,
 // comes last: clients take the first rows for what they know.
 func (s *server) haCurrent(ctx context.Context, _ *call) (any, error) {
-	st, err := s.b.HA.HAStatus(ctx)
+	st, err := s.haStatus(ctx)
 	if err != nil {
 		return nil, err
 	}

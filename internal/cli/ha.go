@@ -19,7 +19,7 @@ const haStates = "started, stopped, disabled or ignored"
 
 func (m *Main) haCommand() *cobra.Command {
 	return group("ha", "Protect guests against the loss of their node", "  sauh ha add vm:100\n  sauh ha status\n  sauh ha explain vm:100",
-		m.haAdd(), m.haSet(), m.haRemove(), m.haList(), m.haConfig(), m.haStatus(), m.haExplain(), m.haWhatIf(),
+		m.haAdd(), m.haSet(), m.haRemove(), m.haList(), m.haConfig(), m.haStatus(), m.haAcknowledge(), m.haExplain(), m.haWhatIf(),
 		m.haMove("migrate", "Have a protected guest go to another node while it runs; who must be with it goes along"),
 		m.haMove("relocate", "Have a protected guest stop and start again on another node"), m.haStop(),
 		m.haMaintenance(), m.haDisarm(), m.haArm(), m.rulesCommand(), m.fenceCommand(), m.fenceTest("fence-test"), m.haOptions())

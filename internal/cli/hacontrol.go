@@ -182,9 +182,8 @@ func (m *Main) haOptions() *cobra.Command {
 			return err
 		}
 		return out.print(values, func(w io.Writer) {
-			for _, k := range []string{"ha", "crs", "failures-to-tolerate"} {
-				facts(w, k, orWord(values[k], "default"))
-			}
+			facts(w, "ha", orWord(values["ha"], "default"), "crs", orWord(values["crs"], "default"),
+				"failures-to-tolerate", orWord(values["failures-to-tolerate"], "0"))
 		})
 	})
 	return cmd

@@ -75,7 +75,9 @@ func (m *Main) printAlarms(w io.Writer, alarms []api.HAAlarm) {
 	bar := strings.Repeat("!", 78)
 	fmt.Fprintln(w, bar)
 	for _, a := range alarms {
-		fmt.Fprintf(w, "!! ALARM %s (%s): %s\n", strings.ToUpper(a.SID), m.clock(a.Unix), strings.ToUpper(a.Text))
+		fmt.Fprintf(w, "!! ALARM %s (%s, SEEN BY %s): %s\n", strings.ToUpper(a.SID), m.clock(a.Unix),
+			strings.ToUpper(strings.Join(a.SeenBy, ", ")), strings.ToUpper(a.Text))
+		fmt.Fprintf(w, "!! when it runs once and its disks are checked: sauh ha acknowledge %s\n", a.SID)
 	}
 	fmt.Fprintln(w, bar)
 	fmt.Fprintln(w)
@@ -113,23 +115,22 @@ func tolerance(t *api.HATolerance) string {
 
 func (m *Main) printHANodes(w io.Writer, nodes []api.HANodeStatus) {
 	rows := [][]string{{"NODE", "STATE", "EPOCH", "LAST HEARD", "PLACE", "FENCING"}}
-	var notes []string
+	var methods []api.HAFenceMethod
 	for _, n := range nodes {
 		heard := (time.Duration(n.SilenceMS) * time.Millisecond).String() + " ago"
-		ways := []string{"lease"}
-		for _, f := range n.Fencing {
-			ways = append(ways, f.Method+" ("+m.worth(f)+")")
-			if f.Reason != "" {
-				notes = append(notes, fmt.Sprintf("%s of %s proves nothing: %s", f.Method, n.Node, f.Reason))
-			}
+		ways := "lease"
+		if len(n.Fencing) > 0 {
+			ways += " and " + plural(len(n.Fencing), "method")
 		}
+		methods = append(methods, n.Fencing...)
 		rows = append(rows, []string{
-			n.Node, m.haNodeState(n), strconv.FormatUint(n.Epoch, 10), heard, strings.Trim(n.Site+"/"+n.Rack, "/"), strings.Join(ways, ", "),
+			n.Node, m.haNodeState(n), strconv.FormatUint(n.Epoch, 10), heard, strings.Trim(n.Site+"/"+n.Rack, "/"), ways,
 		})
 	}
 	table(w, rows...)
-	for _, n := range notes {
-		fmt.Fprintln(w, n)
+	if len(methods) > 0 {
+		fmt.Fprintln(w)
+		m.printMethods(w, methods)
 	}
 }
 
@@ -154,17 +155,35 @@ func (m *Main) haNodeState(n api.HANodeStatus) string {
 	return strings.Join(parts, ", ")
 }
 
-// worth is a method's grade and its last rehearsal.
-func (m *Main) worth(f api.HAFenceMethod) string {
-	switch {
-	case f.Tried == 0:
-		return f.Grade + ", never tried"
-	case f.Failed != "":
-		return f.Grade + ", FAILED " + m.clock(f.Tried)
-	case f.Switched:
-		return f.Grade + " by switching " + m.clock(f.Tried)
+func (m *Main) haAcknowledge() *cobra.Command {
+	return &cobra.Command{
+		Use: "acknowledge vm:VMID", Short: "End the alarms about a guest that ran twice, on every node that raised one",
+		Long:    "Do it when the guest runs once and its disks are checked. A guest that goes on running twice raises another alarm within seconds.",
+		Example: "  sauh ha acknowledge vm:100", Args: takes("vm:VMID"),
+		RunE: m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+			st, err := c.HAStatus(ctx)
+			if err != nil {
+				return err
+			}
+			sid := args[0]
+			if !strings.Contains(sid, ":") {
+				sid = "vm:" + sid
+			}
+			for _, a := range st.Alarms {
+				if a.SID != sid {
+					continue
+				}
+				for _, node := range a.SeenBy {
+					if err := c.AcknowledgeAlarms(ctx, node, sid); err != nil {
+						return err
+					}
+				}
+				m.say("the alarm about %s is acknowledged on %s", sid, strings.Join(a.SeenBy, ", "))
+				return nil
+			}
+			return fmt.Errorf("there is no alarm about %s on the nodes that answer", sid)
+		}),
 	}
-	return f.Grade + " " + m.clock(f.Tried)
 }
 
 func (m *Main) haExplain() *cobra.Command {
@@ -198,7 +217,7 @@ func (m *Main) printExplanation(w io.Writer, e api.HAExplanation) {
 		fmt.Fprintln(w, "Rule "+r)
 	}
 	fmt.Fprintf(w, "\nIf %s were lost now:\n", orWord(e.Node, "its node"))
-	rows := [][]string{{"NODE", "", "REASON"}}
+	rows := [][]string{{"NODE", "VERDICT", "REASON"}}
 	for _, v := range e.Nodes {
 		word := "no"
 		switch {

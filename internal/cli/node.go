@@ -19,7 +19,26 @@ func (m *Main) nodeCommand() *cobra.Command {
 	return group("node", "Show nodes, label them, and end them in order", "  sauh node list\n  sauh node status n2\n  sauh node reboot n2",
 		m.nodeList(), m.nodeStatus(), m.nodeLabel(),
 		m.nodeEnd("shutdown", "Shut a node down in order: its guests leave or stop by the shutdown policy first"),
-		m.nodeEnd("reboot", "Reboot a node in order: its guests leave or stop by the shutdown policy first"))
+		m.nodeEnd("reboot", "Reboot a node in order: its guests leave or stop by the shutdown policy first"), m.nodeDrain())
+}
+
+// nodeDrain is for what brings the machine down itself: the unit sauh-drain.
+func (m *Main) nodeDrain() *cobra.Command {
+	var reboot bool
+	cmd := &cobra.Command{
+		Use: "drain", Hidden: true, Short: "End this node in order, and return when its machine may go down",
+		Long:    "The guests leave or stop by the shutdown policy, and the cluster is told. A node that is no member has nothing to do.",
+		Example: "  sauh node drain --reboot", Args: takes(),
+	}
+	cmd.Flags().BoolVar(&reboot, "reboot", false, "the machine comes back at once")
+	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+		in, err := c.NodeInfo(ctx, client.LocalNode)
+		if err != nil || !in.ClusterMember {
+			return err
+		}
+		return c.Drain(ctx, reboot)
+	})
+	return cmd
 }
 
 func (m *Main) nodeEnd(command, short string) *cobra.Command {

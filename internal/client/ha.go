@@ -87,6 +87,11 @@ func (c *Client) HAStatus(ctx context.Context) (st api.HAStatus, err error) {
 	return st, c.get(ctx, "/sauh/ha/status", nil, &st)
 }
 
+// AcknowledgeAlarms ends a node's alarms about a guest.
+func (c *Client) AcknowledgeAlarms(ctx context.Context, node, sid string) error {
+	return c.del(ctx, "/sauh/nodes/"+esc(node)+"/ha/alarms/"+esc(sid), nil, nil)
+}
+
 // HARow is one row of the status in Proxmox VE's form.
 type HARow struct {
 	ID     string `json:"id"`
@@ -173,4 +178,9 @@ func (c *Client) NodeLabel(ctx context.Context, node string, rack, site *string)
 // NodeCommand ends a node in order; command is reboot or shutdown.
 func (c *Client) NodeCommand(ctx context.Context, node, command string) error {
 	return c.post(ctx, "/nodes/"+esc(node)+"/status", values("command", command), nil)
+}
+
+// Drain ends the agent's node in order and returns when its machine may go down, which the caller sees to.
+func (c *Client) Drain(ctx context.Context, reboot bool) error {
+	return c.post(ctx, "/sauh/drain", values("reboot", b01(reboot)), nil)
 }

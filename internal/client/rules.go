@@ -15,8 +15,10 @@ func (c *Client) Rules(ctx context.Context) (api.Sections, error) {
 	}
 	for _, row := range rows {
 		v := plain(row)
+		r := api.Section{Type: v["type"], ID: v["rule"]}
 		out.Digest = v["digest"]
-		out.List = append(out.List, api.Section{Type: v["type"], ID: v["rule"], Values: rest(v, "type", "rule", "digest", "order")})
+		r.Values = rest(v, "type", "rule", "digest", "order")
+		out.List = append(out.List, r)
 	}
 	return out, nil
 }

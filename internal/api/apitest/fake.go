@@ -37,6 +37,7 @@ type Fake struct {
 	Volumes   []storage.Volume
 	Resources []api.HAResource
 	HA        api.HAStatus
+	Alarms    []api.HAAlarm // of this node
 	Rules     api.Sections
 	Groups    api.Sections
 	Explained map[string]api.HAExplanation // by sid
@@ -116,7 +117,7 @@ func New() *Fake {
 func (f *Fake) Backend() api.Backend {
 	return api.Backend{
 		Cluster: clusterRole{f}, Guests: guestsRole{f}, Tasks: tasksRole{f}, Storages: storagesRole{f}, Peers: peersRole{f},
-		HA: haRole{f}, Rules: rulesRole{f}, Control: controlRole{f}, Fencing: fencingRole{f}, Options: optionsRole{f},
+		HA: haRole{f}, Alarms: alarmsRole{f}, Rules: rulesRole{f}, Control: controlRole{f}, Fencing: fencingRole{f}, Options: optionsRole{f},
 	}
 }
 

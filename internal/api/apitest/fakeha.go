@@ -167,6 +167,24 @@ func (r haRole) HAWhatIf(_ context.Context, nodes []string) (api.HAPlan, error) 
 	})
 }
 
+type alarmsRole struct{ f *Fake }
+
+func (r alarmsRole) Alarms(context.Context) ([]api.HAAlarm, error) {
+	return read(r.f, "Alarms.Alarms", func() []api.HAAlarm { return slices.Clone(r.f.Alarms) })
+}
+
+func (r alarmsRole) AcknowledgeAlarms(_ context.Context, sid string) error {
+	about := func(a api.HAAlarm) bool { return a.SID == sid }
+	if all, _ := r.Alarms(context.Background()); !slices.ContainsFunc(all, about) {
+		return model.Errorf(model.ErrNotFound, "n1 has no alarm about %s", sid)
+	}
+	if err := r.f.call("Alarms.AcknowledgeAlarms", "%s", sid); err != nil {
+		return err
+	}
+	r.f.Change(func() { r.f.Alarms = slices.DeleteFunc(slices.Clone(r.f.Alarms), about) })
+	return nil
+}
+
 type rulesRole struct{ f *Fake }
 
 func (r rulesRole) Rules(context.Context) (api.Sections, error) {
@@ -237,8 +255,12 @@ func (r controlRole) Move(_ context.Context, sid, kind, node string) (api.HAMove
 	if err := r.f.member(node); err != nil {
 		return api.HAMove{}, err
 	}
-	err := r.f.call("Control.Move", "%s %s %s", sid, kind, node)
-	return api.HAMove{SID: sid, Node: node, With: r.f.Moved.With, Blocking: r.f.Moved.Blocking}, err
+	if err := r.f.call("Control.Move", "%s %s %s", sid, kind, node); err != nil {
+		return api.HAMove{}, err
+	}
+	m, err := read(r.f, "Control.Move", func() api.HAMove { return r.f.Moved })
+	m.SID, m.Node = sid, node
+	return m, err
 }
 
 func (r controlRole) StopService(_ context.Context, sid string, timeout time.Duration) error {
@@ -284,6 +306,10 @@ func (r controlRole) EndNode(_ context.Context, reboot bool) error {
 	return r.f.call("Control.EndNode", "reboot %t", reboot)
 }
 
+func (r controlRole) DrainNode(_ context.Context, reboot bool) error {
+	return r.f.call("Control.DrainNode", "reboot %t", reboot)
+}
+
 type fencingRole struct{ f *Fake }
 
 func (r fencingRole) FenceFile(context.Context) (api.HAFenceFile, error) {
@@ -309,7 +335,7 @@ func (r fencingRole) SetFenceMethod(_ context.Context, s api.Section, e api.Edit
 }
 
 func (r fencingRole) RemoveFenceMethod(_ context.Context, id string) error {
-	if !strings.Contains(r.f.FenceText, ": "+id+"\n") {
+	if text, _ := read(r.f, "", func() string { return r.f.FenceText }); !strings.Contains(text, ": "+id+"\n") {
 		return model.Errorf(model.ErrNotFound, "no such fencing method '%s'", id)
 	}
 	return r.f.call("Fencing.RemoveFenceMethod", "%s", id)
