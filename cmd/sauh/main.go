@@ -20,6 +20,7 @@ import (
 
 	"sauh.dev/sauh/internal/agent"
 	"sauh.dev/sauh/internal/cli"
+	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/guard"
 	"sauh.dev/sauh/internal/store/etcd"
@@ -55,7 +56,7 @@ func run() int {
 // runGuard gives the guard this same program to keep the watchdog open with.
 func runGuard(ctx context.Context, o cli.GuardOptions) error {
 	return guard.Main(ctx, guard.Config{
-		Socket: o.Socket, Watchdog: o.Watchdog, CgroupRoot: o.CgroupRoot,
+		Socket: o.Socket, Watchdog: o.Watchdog, CgroupRoot: o.CgroupRoot, Params: lease.GuardParams(),
 		Holder: []string{"/proc/self/exe", "guard", "hold", "--socket", o.Socket},
 	})
 }

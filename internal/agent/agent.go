@@ -31,7 +31,7 @@ const apiPort = "8006"
 type Options struct {
 	Paths   Paths // the zero value is DefaultPaths
 	Version model.Version
-	Lease   lease.Params // the zero value is lease.DefaultParams
+	Lease   lease.Params // the zero value leaves it to the cluster's profile
 	Log     *slog.Logger
 }
 
@@ -57,14 +57,8 @@ func Run(ctx context.Context, opts Options) error {
 	if opts.Paths == (Paths{}) {
 		opts.Paths = DefaultPaths()
 	}
-	if opts.Lease == (lease.Params{}) {
-		opts.Lease = lease.DefaultParams()
-	}
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
-	}
-	if err := opts.Lease.Validate(); err != nil {
-		return fmt.Errorf("lease parameters: %w", err)
 	}
 	a, err := newAgent(ctx, opts)
 	if err != nil {
@@ -134,6 +128,21 @@ func (a *Agent) run(ctx context.Context) error {
 		return fmt.Errorf("agent: %w", err)
 	}
 	return nil
+}
+
+// leaseOf returns the times of the lease in a cluster. An agent that does not know its profile must not guess.
+func (a *Agent) leaseOf(c model.Cluster) (lease.Params, error) {
+	p, err := a.opts.Lease, error(nil)
+	if p == (lease.Params{}) {
+		p, err = lease.Profile(c.HAProfile)
+	}
+	if err == nil {
+		err = p.Validate()
+	}
+	if err != nil {
+		return p, fmt.Errorf("lease of cluster %s: %w", c.Name, err)
+	}
+	return p, nil
 }
 
 func (a *Agent) httpServer() *http.Server {

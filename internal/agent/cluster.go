@@ -111,13 +111,16 @@ func (a *Agent) Create(ctx context.Context, r api.CreateClusterRequest) error {
 	if err := validateClusterName(r.Name); err != nil {
 		return err
 	}
+	if _, err := lease.Profile(r.HAProfile); err != nil {
+		return err
+	}
 	node, err := a.selfNode(ctx, r.NodeName, r.Mgmt, r.Cluster)
 	if err != nil {
 		return err
 	}
 	node.ID, node.Votes = 1, 1
 	now := time.Now()
-	cluster := model.Cluster{Name: r.Name, UUID: newUUID(), Created: now.Unix()}
+	cluster := model.Cluster{Name: r.Name, UUID: newUUID(), Created: now.Unix(), HAProfile: r.HAProfile}
 	ca, err := certs.NewCA(r.Name, now)
 	if err != nil {
 		return fmt.Errorf("make the cluster's CA: %w", err)

@@ -164,7 +164,7 @@ func TestAConfigurationThatCannotBeReadIsReportedWithItsLine(t *testing.T) {
 	_, resources := ha.HAResources(t.Context())
 	for what, err := range map[string]error{
 		"list storages": list, "add a storage": stores.AddStorage(t.Context(), "two", map[string]string{"type": "dir", "path": t.TempDir()}),
-		"list resources": resources, "change one": ha.HASet(t.Context(), api.HAResource{SID: "vm:100"}),
+		"list resources": resources, "change one": ha.HASet(t.Context(), "vm:100", api.Edit{Set: map[string]string{"comment": "x"}}),
 	} {
 		var inv *model.InvalidError
 		if !errors.As(err, &inv) || inv.Line != 2 {

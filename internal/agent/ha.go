@@ -8,17 +8,28 @@ import (
 	"time"
 
 	"sauh.dev/sauh/internal/core/ha"
+	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/store"
 	"sauh.dev/sauh/internal/sys"
 )
+
+// haParams are the times of HA that fit those of the lease: with the default ones they are ha.DefaultParams.
+func haParams(l lease.Params) ha.Params {
+	p := ha.DefaultParams()
+	p.TakeAfter, p.Suspect = l.TakeAfter(), l.SuspectAfter()
+	p.Ask, p.FenceDelay, p.LockPatience = l.Lease/5, l.Lease*3/5, 3*l.Lease
+	return p
+}
 
 // machine is a state machine of core/ha in its loop: views and answers go in, actions come out.
 type machine struct {
 	step func(time.Duration, ha.Event) []ha.Action
 	view func() ha.Event
 	// do carries one action out; it returns the transaction's revision, if it was one.
-	do  func(context.Context, ha.Action) (int64, error)
+	do func(context.Context, ha.Action) (int64, error)
+	// ask answers AskFence.
+	ask func(context.Context, ha.AskFence) (ha.FenceResult, error)
 	log func(ha.Action, error)
 }
 
@@ -71,9 +82,16 @@ func forward(ctx context.Context, from <-chan struct{}, to chan<- struct{}) {
 
 // carryOut does an action and feeds its outcome back.
 func (mc machine) carryOut(ctx context.Context, a ha.Action, results chan<- ha.Event) {
-	rev, err := mc.do(ctx, a)
+	var ev ha.Event
+	var err error
+	if question, ok := a.(ha.AskFence); ok {
+		ev, err = mc.ask(ctx, question)
+	} else {
+		var rev int64
+		rev, err = mc.do(ctx, a)
+		ev = ha.ActionDone{Action: a, Revision: rev}
+	}
 	mc.log(a, err)
-	var ev ha.Event = ha.ActionDone{Action: a, Revision: rev}
 	if err != nil {
 		ev = ha.ActionFailed{Action: a, Kind: failKind(err), Reason: err.Error()}
 	}
@@ -88,13 +106,31 @@ type lockedError struct{ error }
 
 func (e *lockedError) Unwrap() error { return e.error }
 
+// unreadyError marks what failed for the node's sake, whatever the guest: it is repeated and not counted.
+type unreadyError struct{ error }
+
+func (e *unreadyError) Unwrap() error { return e.error }
+
+// unready marks an error of the guard: it does not answer, the lease is too short for it, the watchdog is not armed yet.
+func unready(err error) error {
+	if errors.Is(err, model.ErrUnavailable) {
+		return &unreadyError{err}
+	}
+	return err
+}
+
 func failKind(err error) ha.FailKind {
 	var locked *lockedError
+	var own *unreadyError
 	switch {
 	case errors.As(err, &locked):
 		return ha.FailLocked
+	case errors.As(err, &own):
+		return ha.FailUnready
 	case errors.Is(err, store.ErrConflict), errors.Is(err, model.ErrBusy):
 		return ha.FailConflict
+	case errors.Is(err, model.ErrNoQuorum):
+		return ha.FailUnready
 	}
 	return ha.FailOther
 }
@@ -102,9 +138,13 @@ func failKind(err error) ha.FailKind {
 // logAction says what became of an action.
 func logAction(log *slog.Logger) func(ha.Action, error) {
 	return func(a ha.Action, err error) {
-		_, status := a.(ha.SetStatus)
+		quiet := false
+		switch a.(type) {
+		case ha.SetStatus, ha.AskFence:
+			quiet = true
+		}
 		switch {
-		case err == nil && status:
+		case err == nil && quiet:
 			log.Debug("ha: done", "why", a.Why())
 		case err == nil:
 			log.Info("ha: done", "why", a.Why())

@@ -14,6 +14,7 @@ import (
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/core/place"
 	"sauh.dev/sauh/internal/core/pveconf"
 	"sauh.dev/sauh/internal/storage"
 	"sauh.dev/sauh/internal/store"
@@ -224,6 +225,16 @@ func haNode(t *testing.T) *node {
 	return n
 }
 
+// plainConfig is what haNode's resources say: nothing.
+func plainConfig() map[model.VMID]ha.Resource {
+	return map[model.VMID]ha.Resource{100: {MaxRestart: 1, MaxRelocate: 1}, 200: {MaxRestart: 1, MaxRelocate: 1}}
+}
+
+// defaultPolicy is that of a cluster without datacenter.cfg.
+func defaultPolicy() ha.Policy {
+	return ha.Policy{Shutdown: ha.ShutdownConditional, Balance: place.DefaultBalanceParams()}
+}
+
 func TestTheManagersViewShowsTheStoreAsOfOneRevision(t *testing.T) {
 	n := haNode(t)
 	n.put(model.ManagerKey, `{"node":"n2","term":4}`)
@@ -235,17 +246,18 @@ func TestTheManagersViewShowsTheStoreAsOfOneRevision(t *testing.T) {
 	rev := func(key string) int64 { kv, _ := n.m.mirror.Snapshot().Get(key); return kv.ModRevision }
 	members := map[string]ha.Member{}
 	for _, m := range v.Members {
-		m.Silence, m.Why = 0, ""
+		m.Silence, m.Why, m.Wait, m.Heard = 0, "", 0, 0
 		members[m.Name] = m
 	}
-	v.Members = nil
+	v.Members, v.Unix = nil, 0
 	want := ha.View{
 		Revision: n.cluster.Revision(), Quorate: true, Manager: model.Manager{Node: "n2", Term: 4}, ManagerRevision: rev(model.ManagerKey),
 		Resources: map[model.VMID]pveconf.HAState{100: pveconf.HAStarted, 200: pveconf.HAStopped},
 		Guests: []ha.Guest{
-			{VMID: 100, Node: "n1", Revision: rev(model.GuestConfigKey("n1", 100)), MemoryMiB: 256, Storages: []string{"nas"}},
-			{VMID: 200, Node: "n2", Revision: rev(model.GuestConfigKey("n2", 200)), MemoryMiB: 512, Storages: []string{"nas"}},
+			{VMID: 100, Node: "n1", Revision: rev(model.GuestConfigKey("n1", 100)), MemoryMiB: 256, CPUs: 1, Storages: []string{"nas"}},
+			{VMID: 200, Node: "n2", Revision: rev(model.GuestConfigKey("n2", 200)), MemoryMiB: 512, CPUs: 1, Storages: []string{"nas"}},
 		},
+		Config: plainConfig(), Commands: map[model.VMID]ha.CommandRecord{}, Policy: defaultPolicy(),
 		Protected: map[model.VMID]ha.Protected{100: {Protected: model.Protected{Node: "n1"}, Revision: rev(model.ProtectedPrefix + "100")}},
 		Intents:   map[model.VMID]ha.Intent{200: {Intent: model.Intent{VMID: 200, Source: "n2", Target: "n1"}, Revision: rev(model.IntentPrefix + "200")}},
 		Statuses:  map[model.VMID]ha.StatusRecord{100: {Status: ha.Status{State: ha.StatusStarted, Node: "n1"}, Revision: rev(model.HAStatusPrefix + "vm:100")}},
@@ -284,10 +296,14 @@ func TestAGuestThatOnlyItsNodeCanRunSaysWhy(t *testing.T) {
 func TestHADecidesNothingWhileItsConfigurationCannotBeRead(t *testing.T) {
 	for _, key := range []string{
 		haResourcesKey, storageCfgKey, model.ProtectedPrefix + "100", model.IntentPrefix + "100", model.LivePrefix + "n2",
+		model.HARequestPrefix + "n2", model.HANodePrefix + "n2", model.HAModeKey,
 	} {
 		t.Run(key, func(t *testing.T) {
 			n := haNode(t)
-			for _, record := range []string{model.ProtectedPrefix + "100", model.IntentPrefix + "100", model.LivePrefix + "n2"} {
+			for _, record := range []string{
+				model.ProtectedPrefix + "100", model.IntentPrefix + "100", model.LivePrefix + "n2",
+				model.HARequestPrefix + "n2", model.HANodePrefix + "n2", model.HAModeKey,
+			} {
 				n.put(record, "{}")
 			}
 			good := n.get(key)
@@ -351,10 +367,13 @@ func TestTheWorkersViewShowsThisNodesGuests(t *testing.T) {
 	}
 	n.leased(2)
 	v := n.m.worker.view()
-	kv, _ := n.m.mirror.Snapshot().Get(model.GuestConfigKey("n1", 100))
+	v.Unix = 0
+	rev := func(key string) int64 { kv, _ := n.m.mirror.Snapshot().Get(key); return kv.ModRevision }
 	want := ha.LocalView{
 		Revision: n.cluster.Revision(), Quorate: true, LeaseValid: true,
-		Guests:    []ha.Guest{{VMID: 100, Node: "n1", Revision: kv.ModRevision, MemoryMiB: 256, Storages: []string{"nas"}}},
+		Guests: []ha.Guest{{VMID: 100, Node: "n1", Revision: rev(model.GuestConfigKey("n1", 100)), MemoryMiB: 256, CPUs: 1, Storages: []string{"nas"}}},
+		Config: plainConfig(), Commands: map[model.VMID]ha.CommandRecord{}, Policy: defaultPolicy(),
+		Members:   map[string]int64{"n1": rev(model.NodePrefix + "n1"), "n2": rev(model.NodePrefix + "n2")},
 		Resources: map[model.VMID]pveconf.HAState{100: pveconf.HAStarted, 200: pveconf.HAStopped},
 		Protected: map[model.VMID]ha.Protected{}, Intents: map[model.VMID]ha.Intent{}, Statuses: map[model.VMID]ha.StatusRecord{},
 		Fenced:    map[string]uint64{"n2": 5},

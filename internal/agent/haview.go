@@ -2,36 +2,81 @@ package agent
 
 import (
 	"errors"
+	"slices"
 	"strings"
+	"time"
 
 	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/core/rules"
+	"sauh.dev/sauh/internal/qemu"
 )
 
 // clusterRecords is what both HA views read of the store.
 type clusterRecords struct {
 	storages  []pveconf.Storage
 	states    map[model.VMID]pveconf.HAState
+	config    map[model.VMID]ha.Resource
 	protected map[model.VMID]ha.Protected
 	intents   map[model.VMID]ha.Intent
 	statuses  map[model.VMID]ha.StatusRecord
+	commands  map[model.VMID]ha.CommandRecord
+	policy    ha.Policy
+	rules     *rules.Set
+	mode      ha.Mode
 	live      map[string]mirror.Record[model.Live]
+	nodes     map[string]mirror.Record[model.Node]
+	requests  map[string]mirror.Record[ha.NodeRequest]
+	modes     map[string]mirror.Record[ha.NodeMode]
+	health    map[string]mirror.Record[ha.NodeHealth]
+	unix      int64
 }
 
 // readCluster reads them; with an error nothing may be decided: without one of these records guests would look unprotected,
-// tied to their node, or not under way.
-func readCluster(s mirror.Snapshot) (clusterRecords, error) {
+// tied to their node, not under way, or armed where a person has disarmed them.
+func readCluster(s mirror.Snapshot, book *rulebook) (clusterRecords, error) {
 	storages, err1 := mirror.Decode(s, storageCfgKey, pveconf.ParseStorages)
 	resources, err2 := mirror.Decode(s, haResourcesKey, pveconf.ParseHAResources)
-	c := clusterRecords{storages: storages.Value, states: statesOf(resources.Value)}
-	var err3, err4, err5 error
+	c := clusterRecords{
+		storages: storages.Value, states: statesOf(resources.Value), config: configOf(resources.Value),
+		statuses: statusesIn(s), commands: commandsIn(s), unix: time.Now().Unix(),
+	}
+	var err3, err4, err5, err6, err7, err8, err9 error
 	c.protected, err3 = protectedIn(s)
 	c.intents, err4 = intentsIn(s)
-	c.statuses = statusesIn(s)
 	c.live, err5 = mirror.List[model.Live](s, model.LivePrefix)
-	return c, errors.Join(err1, err2, err3, err4, err5)
+	c.nodes, err6 = mirror.List[model.Node](s, model.NodePrefix)
+	c.requests, err7 = mirror.List[ha.NodeRequest](s, model.HARequestPrefix)
+	c.modes, err8 = mirror.List[ha.NodeMode](s, model.HANodePrefix)
+	mode, err9 := mirror.Get[ha.Mode](s, model.HAModeKey)
+	c.mode = mode.Value
+	c.health, _ = mirror.List[ha.NodeHealth](s, model.HAHealthPrefix) // what cannot be read has lost nothing
+	var err10 error
+	c.policy, c.rules, err10 = book.read(s, resources.Value, c.nodes)
+	return c, errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9, err10)
+}
+
+// configOf is what ha/resources.cfg says of each resource beyond its requested state.
+func configOf(all []pveconf.HAResource) map[model.VMID]ha.Resource {
+	out := map[model.VMID]ha.Resource{}
+	for _, r := range all {
+		if r.Unsupported != "" || r.State == pveconf.HAIgnored {
+			continue
+		}
+		c := ha.Resource{
+			MaxRestart: r.MaxRestart, MaxRelocate: r.MaxRelocate, NoFailback: !r.Failback, NoRebalance: !r.AutoRebalance, Order: r.Order,
+		}
+		for _, a := range r.After {
+			c.After = append(c.After, ha.Dependency{VMID: a.VMID, Answers: a.Answers, Delay: a.Delay})
+		}
+		for _, w := range r.ResetOn {
+			c.ResetOn = append(c.ResetOn, ha.Sickness(w))
+		}
+		out[r.VMID] = c
+	}
+	return out
 }
 
 // sharedOn lists the storages on which node finds other nodes' volumes.
@@ -46,18 +91,45 @@ func sharedOn(all []pveconf.Storage, node string) []string {
 }
 
 // haGuests lists the guests' files as core/ha sees them; node "" means all.
-func haGuests(s mirror.Snapshot, storages []pveconf.Storage, node string) []ha.Guest {
+func haGuests(s mirror.Snapshot, c clusterRecords, node string) []ha.Guest {
+	noLive := map[string]string{}
+	for name, n := range c.nodes {
+		if n.Value.Accel == "" || n.Value.QEMU == "" {
+			continue
+		}
+		if err := qemu.SupportsMigration(n.Value.Accel, n.Value.QEMU); err != nil {
+			noLive[name] = err.Error()
+		}
+	}
 	var out []ha.Guest
 	for _, f := range guestFilesIn(s) {
 		if node != "" && f.node != node {
 			continue
 		}
-		names, local := volumesOf(f.conf, storages)
+		names, local := volumesOf(f.conf, c.storages)
 		out = append(out, ha.Guest{
-			VMID: f.id, Node: f.node, Revision: f.revision, MemoryMiB: f.conf.MemoryMiB(), Storages: names, Local: local,
+			VMID: f.id, Node: f.node, Revision: f.revision, MemoryMiB: f.conf.MemoryMiB(), CPUs: f.conf.Cores() * f.conf.Sockets(),
+			Storages: names, Local: local, Lock: f.conf.Lock(), RBD: onRBD(f.conf, c.storages), NoLive: noLive[f.node],
 		})
 	}
 	return out
+}
+
+// onRBD: the guest has a writable disk, and every writable one is on RBD.
+func onRBD(conf *pveconf.Guest, storages []pveconf.Storage) bool {
+	writable := 0
+	for _, d := range conf.Disks() {
+		if d.ReadOnly || d.CDROM {
+			continue
+		}
+		name, ok := volumeStorage(d.Volume)
+		rbd := slices.ContainsFunc(storages, func(s pveconf.Storage) bool { return s.ID == name && s.Type == "rbd" })
+		if !ok || !rbd {
+			return false
+		}
+		writable++
+	}
+	return writable > 0
 }
 
 // byVMID lists the JSON records under prefix by guest. An error names the records that cannot be read.
@@ -92,6 +164,19 @@ func statusesIn(s mirror.Snapshot) map[model.VMID]ha.StatusRecord {
 		r, _ := mirror.Get[ha.Status](s, kv.Key) // what cannot be read is in the log
 		if id, err := model.ParseVMID(strings.TrimPrefix(kv.Key, prefix)); err == nil {
 			out[id] = ha.StatusRecord{Status: r.Value, Revision: r.Revision}
+		}
+	}
+	return out
+}
+
+// commandsIn lists what persons want done once. One that cannot be read is one of no known kind, which is refused and deleted.
+func commandsIn(s mirror.Snapshot) map[model.VMID]ha.CommandRecord {
+	out := map[model.VMID]ha.CommandRecord{}
+	prefix := model.HACommandPrefix + "vm:"
+	for kv := range s.All(prefix) {
+		r, _ := mirror.Get[ha.Command](s, kv.Key)
+		if id, err := model.ParseVMID(strings.TrimPrefix(kv.Key, prefix)); err == nil {
+			out[id] = ha.CommandRecord{Command: r.Value, Revision: r.Revision}
 		}
 	}
 	return out

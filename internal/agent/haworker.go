@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"sauh.dev/sauh/internal/agent/mirror"
@@ -20,6 +21,7 @@ const shutdownPatience = time.Minute
 // haWorker is the shell of ha.Worker: it shows it this node's guests and does with them what it says.
 type haWorker struct {
 	node    string
+	boot    string // boot id
 	log     *slog.Logger
 	st      store.Store
 	quorate func() bool
@@ -31,25 +33,58 @@ type haWorker struct {
 	locks   *guestLocks
 	tasks   *task.List
 	starter *starter
+	moves   *departures
+	book    *rulebook
+	params  ha.Params
 	kicked  <-chan struct{} // has an element after something of this node changed
+
+	mu    sync.Mutex
+	leave leave // guarded by mu
+}
+
+// leave says whether a node that ends in order has nothing left to wait for, as of a view.
+type leave struct {
+	revision int64 // of the view
+	may      bool
+	why      string // it may not
+	lonely   bool   // there was no quorum, or no lease, in it
 }
 
 // run keeps this node's HA resources in the state asked for.
 func (w *haWorker) run(ctx context.Context) {
 	changed, stop := w.mirror.Subscribe()
 	defer stop()
-	state := ha.NewWorker(w.node, ha.DefaultParams())
+	state := ha.NewWorker(w.node, w.params)
 	machine{
 		step: func(now time.Duration, ev ha.Event) (actions []ha.Action) {
 			state = w.feedEnds(state, now, &actions)
 			var more []ha.Action
 			state, more = state.Step(now, ev)
+			w.noteLeave(state, now, ev)
 			return append(actions, more...)
 		},
 		view: func() ha.Event { return w.view() },
 		do:   w.do,
 		log:  logAction(w.log),
 	}.run(ctx, changed, w.kicked)
+}
+
+// noteLeave keeps what the worker says after a step, for whoever waits for the node's orderly end.
+func (w *haWorker) noteLeave(state ha.Worker, now time.Duration, ev ha.Event) {
+	may, why := state.MayLeave(now)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.leave.may, w.leave.why = may, why
+	if v, ok := ev.(ha.LocalView); ok {
+		w.leave.revision, w.leave.lonely = v.Revision, may && !(v.Quorate && v.LeaseValid)
+	}
+}
+
+// mayLeave says what the worker said last, and of which view.
+func (w *haWorker) mayLeave() leave {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.leave
 }
 
 // feedEnds tells the worker of the processes that ended since it was asked last.
@@ -74,17 +109,25 @@ func (w *haWorker) feedEnds(state ha.Worker, now time.Duration, actions *[]ha.Ac
 func (w *haWorker) view() ha.LocalView {
 	snap := w.mirror.Snapshot()
 	_, valid := w.lease.Valid()
-	c, err := readCluster(snap)
+	c, err := readCluster(snap, w.book)
 	v := ha.LocalView{
 		Revision: snap.Revision(), Quorate: err == nil && w.quorate(), LeaseValid: valid,
-		Guests: haGuests(snap, c.storages, w.node), Resources: c.states,
-		Protected: c.protected, Intents: c.intents, Statuses: c.statuses,
-		Fenced: map[string]uint64{}, Processes: map[model.VMID]ha.Process{}, Busy: w.locks.holders(),
+		Guests: haGuests(snap, c, w.node), Resources: c.states, Config: c.config,
+		Protected: c.protected, Intents: c.intents, Statuses: c.statuses, Commands: c.commands,
+		Fenced: map[string]uint64{}, Members: map[string]int64{}, Processes: map[model.VMID]ha.Process{}, Busy: w.locks.holders(),
+		Policy: c.policy, Mode: c.mode, Unix: c.unix, AwaitManager: ha.AwaitsManager(c.policy, c.rules),
+		Request: c.requests[w.node].Value, Health: c.health[w.node].Value,
+	}
+	if mode := c.modes[w.node].Value; mode.BootID == w.boot {
+		v.NodeMode = mode
 	}
 	for name, l := range c.live {
 		if l.Value.Fenced {
 			v.Fenced[name] = l.Value.Epoch
 		}
+	}
+	for name, n := range c.nodes {
+		v.Members[name] = n.Revision
 	}
 	groups := w.guard.Guarded()
 	for id, p := range w.procs.list() {
@@ -112,6 +155,12 @@ func (w *haWorker) do(ctx context.Context, a ha.Action) (int64, error) {
 		return w.underLock(a.VMID, "HA: stop", func() (int64, error) { return 0, w.doStop(ctx, a) })
 	case ha.Discard:
 		return w.underLock(a.VMID, "HA: kill a leftover", func() (int64, error) { return 0, w.doDiscard(ctx, a) })
+	case ha.Reset:
+		return w.underLock(a.VMID, "HA: reset", func() (int64, error) { return 0, w.doReset(ctx, a) })
+	case ha.Handover:
+		return w.underLock(a.VMID, "HA: hand over to "+a.To, func() (int64, error) { return w.doHandover(ctx, a) })
+	case ha.Migrate:
+		return 0, w.doMigrate(ctx, a) // the migration takes the lock itself
 	}
 	return 0, fmt.Errorf("the worker cannot do %T", a)
 }
@@ -178,16 +227,89 @@ func (w *haWorker) doStop(ctx context.Context, a ha.Stop) error {
 	}
 	upid, err := w.tasks.Start("hastop", a.VMID.String(), func(ctx context.Context, t *task.Task) error {
 		t.Logf("%s", a.Why())
-		if err := p.shutdown(ctx, shutdownPatience); err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err() // the agent ends or the task was cancelled: no reason to cut the guest's power
-			}
-			t.Logf("%v: stopping it", err)
-			if err := p.endNow(ctx); err != nil {
-				return err
-			}
+		if err := p.stop(ctx, a, t.Logf); err != nil {
+			return err
 		}
 		return p.waitCleaned(ctx)
+	})
+	if err != nil {
+		return err
+	}
+	return w.tasks.Wait(ctx, upid)
+}
+
+// stop ends the guest as HA wants it ended.
+func (p *proc) stop(ctx context.Context, a ha.Stop, logf func(string, ...any)) error {
+	if a.Hard {
+		return p.endNow(ctx)
+	}
+	patience := shutdownPatience
+	if a.Timeout > 0 {
+		patience = a.Timeout
+	}
+	err := p.shutdown(ctx, patience)
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return ctx.Err() // the agent ends or the task was cancelled: no reason to cut the guest's power
+	}
+	logf("%v: stopping it", err)
+	return p.endNow(ctx)
+}
+
+// resetDeadline bounds the question to QEMU.
+const resetDeadline = 5 * time.Second
+
+func (w *haWorker) doReset(ctx context.Context, a ha.Reset) error {
+	p := w.procs.get(a.VMID)
+	if p == nil {
+		return store.ErrConflict
+	}
+	ctx, cancel := context.WithTimeout(ctx, resetDeadline)
+	defer cancel()
+	if err := p.Execute(ctx, "system_reset", nil, nil); err != nil {
+		return fmt.Errorf("reset guest %s: %w", a.VMID, err)
+	}
+	return nil
+}
+
+// doHandover gives a guest of which nothing is left here to another node, in one transaction.
+func (w *haWorker) doHandover(ctx context.Context, a ha.Handover) (int64, error) {
+	if err := w.procs.absent(a.VMID); err != nil {
+		return 0, err
+	}
+	from := model.GuestConfigKey(a.From, a.VMID)
+	file, err := fileToMove(ctx, w.st, from)
+	if err != nil {
+		return 0, err
+	}
+	ops := []store.Op{store.Delete(from), store.Put(model.GuestConfigKey(a.To, a.VMID), file)}
+	if a.Protected {
+		ops = append(ops, store.Put(model.ProtectedPrefix+a.VMID.String(), mustJSON(model.Protected{Node: a.To})))
+	}
+	return transact(ctx, w.st, a.Compares(), ops...)
+}
+
+// doMigrate moves a guest that runs by the one migration path, as a task.
+func (w *haWorker) doMigrate(ctx context.Context, a ha.Migrate) error {
+	still := func(ctx context.Context) error {
+		rec, err := mirror.Read[ha.Status](ctx, w.st, model.HAStatusPrefix+ha.Guest{VMID: a.VMID, Kind: a.Kind}.SID())
+		if err == nil && rec.Revision != a.StatusRevision {
+			err = store.ErrConflict
+		}
+		return err
+	}
+	if err := still(ctx); err != nil {
+		return err
+	}
+	f, err := w.files.owner(a.VMID)
+	if err == nil && f.node == a.Target {
+		return nil
+	}
+	upid, err := w.moves.migrate(ctx, a.VMID, a.Target, true, func(ctx context.Context, t *task.Task) error {
+		t.Logf("%s", a.Why())
+		return still(ctx)
 	})
 	if err != nil {
 		return err

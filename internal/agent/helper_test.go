@@ -218,7 +218,7 @@ func (n *node) follows() {
 
 func newTestMember(a *Agent, st memberStore, fingerprint string) *member {
 	m := newMember(identity{name: "n1", cluster: model.Cluster{Name: "test", UUID: newUUID()}, caFingerprint: fingerprint}, a.log)
-	m.wire(a, st)
+	m.wire(a, st, a.opts.Lease)
 	return m
 }
 

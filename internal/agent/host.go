@@ -93,6 +93,9 @@ func (h *hostInfo) describe(n *model.Node) {
 	if total, _, err := memory(); err == nil {
 		n.MemoryMiB = total >> 20
 	}
+	if uuid, err := sys.SystemUUID(); err == nil {
+		n.UUID = uuid
+	}
 }
 
 func (h *hostInfo) info() (api.NodeInfo, error) {

@@ -18,6 +18,7 @@ import (
 	"sauh.dev/sauh/internal/agent/move"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/certs"
+	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/guard"
 	"sauh.dev/sauh/internal/network"
@@ -64,10 +65,15 @@ type member struct {
 	arrivals   *arrivals
 	manager    *haManager
 	worker     *haWorker
+	book       *rulebook
+	fencing    *fencing
+	ending     *ending
+	beacons    *beacons
 	membership *membership
 	roles      api.Backend
 	handler    http.Handler  // the API with these roles
 	kicked     chan struct{} // has an element after something of this node changed that the worker looks at
+	quorum     chan struct{} // has an element after the quorum came or went, for the manager
 	servers    []*http.Server
 
 	ctx    context.Context //nolint:containedctx // the life of the membership, shorter than the process'
@@ -110,22 +116,22 @@ func (p Paths) identity(ms *Membership) (identity, error) {
 
 // newMember is a member of which nothing runs and nothing is made yet.
 func newMember(id identity, log *slog.Logger) *member {
-	m := &member{identity: id, log: log, kicked: make(chan struct{}, 1)}
+	m := &member{identity: id, log: log, kicked: make(chan struct{}, 1), quorum: make(chan struct{}, 1)}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	return m
 }
 
 // wire makes all parts of the membership on an open store. Nothing runs yet.
-func (m *member) wire(a *Agent, st memberStore) {
+func (m *member) wire(a *Agent, st memberStore, times lease.Params) {
 	paths, log, node, quorate := a.opts.Paths, m.log, m.name, st.Quorate
 	m.st = st
 	m.live = liveness.New(liveness.Config{
-		Node: node, BootID: a.boot, Params: a.opts.Lease, Store: st, Guard: guard.New(paths.guardSocket()), Clock: sys.BootTime,
+		Node: node, BootID: a.boot, Params: times, Store: st, Guard: guard.New(paths.guardSocket()), Clock: sys.BootTime,
 		FirstEpoch: m.firstEpoch, Changed: m.kick, Log: log,
 	})
 	m.mirror = mirror.New(st, log, m.live.Observe)
 	m.roster = roster{m.mirror}
-	m.procs = newProcs(paths, log, m.live)
+	m.procs = newProcs(paths, log, m.live, m.kick)
 	files := guestFiles{node: node, mirror: m.mirror}
 	tasks := guestTasks{locks: newGuestLocks(m.kick), list: a.tasks}
 	stores := &storages{node: node, st: st, mirror: m.mirror, files: files, quorate: quorate}
@@ -143,11 +149,6 @@ func (m *member) wire(a *Agent, st memberStore) {
 	m.arrivals = newArrivals(&arrivals{
 		moving: both, log: log, files: files, mirror: m.mirror, quorate: quorate, locks: tasks.locks, starter: m.starter,
 	}, m.addresses)
-	m.manager = &haManager{node: node, log: log, st: st, quorate: quorate, mirror: m.mirror, live: m.live}
-	m.worker = &haWorker{
-		node: node, log: log, st: st, quorate: quorate, mirror: m.mirror, files: files, lease: m.live, guard: m.live,
-		procs: m.procs, locks: tasks.locks, tasks: a.tasks, starter: m.starter, kicked: m.kicked,
-	}
 	m.membership = &membership{
 		node: node, cluster: m.cluster, caFingerprint: m.caFingerprint, log: log, st: st, roster: m.roster, files: files,
 		locks: tasks.locks, live: m.live, leaving: &m.arrivals.leaving, ctx: m.ctx,
@@ -155,13 +156,42 @@ func (m *member) wire(a *Agent, st memberStore) {
 	others := newPeers(node, log, m.roster, m.client)
 	seen := &inventory{node: node, paths: paths, log: log, files: files, resources: res, roster: m.roster, live: m.live, procs: m.procs, peers: others}
 	m.answer(others, seen)
+	leaving := &departures{
+		moving: both, files: files, roster: m.roster, quorate: quorate, live: m.live, tasks: tasks, starter: m.starter, peers: others,
+	}
+	m.wireHA(a, files, tasks, leaving, times)
+	asked := &haAPI{
+		resources: res, node: node, params: m.manager.params, view: m.manager.view, fencing: m.fencing,
+		end: m.ending.EndNode, drain: m.ending.DrainNode,
+	}
 	m.roles = api.Backend{
-		Cluster: a, Tasks: a.tasks, Storages: stores, HA: res, Peers: others,
-		Guests: guests{seen, m.operations, &departures{
-			moving: both, files: files, roster: m.roster, quorate: quorate, live: m.live, tasks: tasks, starter: m.starter, peers: others,
-		}},
+		Cluster: a, Tasks: a.tasks, Storages: stores, HA: asked, Alarms: m.beacons, Rules: asked, Control: asked, Fencing: asked, Options: asked, Peers: others,
+		Guests: guests{seen, m.operations, leaving},
 	}
 	m.handler = api.NewServer(m.roles, api.Options{Logger: log})
+}
+
+// wireHA makes what minds the HA resources.
+func (m *member) wireHA(a *Agent, files guestFiles, tasks guestTasks, moves *departures, times lease.Params) {
+	log, node, quorate := m.log, m.name, m.st.Quorate
+	params := haParams(times)
+	m.book = &rulebook{}
+	m.beacons = &beacons{
+		node: node, log: log, mirror: m.mirror, roster: m.roster, procs: m.procs, lease: m.live, mute: map[model.VMID]time.Time{},
+	}
+	m.fencing = newFencing(&fencing{node: node, log: log, st: m.st, mirror: m.mirror, live: m.live, beacon: m.beacons.heard, quorate: quorate})
+	m.manager = &haManager{
+		node: node, log: log, st: m.st, quorate: quorate, mirror: m.mirror, live: m.live, book: m.book, fencing: m.fencing,
+		params: params, kicked: m.quorum,
+	}
+	m.worker = &haWorker{
+		node: node, boot: a.boot, log: log, st: m.st, quorate: quorate, mirror: m.mirror, files: files, lease: m.live, guard: m.live,
+		procs: m.procs, locks: tasks.locks, tasks: a.tasks, starter: m.starter, moves: moves, book: m.book, params: params, kicked: m.kicked,
+	}
+	m.ending = &ending{
+		node: node, boot: a.boot, log: log, st: m.st, worker: m.worker, procs: m.procs, locks: tasks.locks, tasks: a.tasks,
+		starter: m.starter, live: m.live, closing: m.arrivals.leaving.Store, kick: m.kick, power: endMachine, stop: stopGuest,
+	}
 }
 
 // answer says which part answers what other agents ask.
@@ -184,6 +214,10 @@ func (m *member) firstEpoch() uint64 {
 // openMember starts this node's store with the certificates that are on disk, and follows it.
 func (a *Agent) openMember(ctx context.Context, ms *Membership) (*member, error) {
 	p := a.opts.Paths
+	times, err := a.leaseOf(ms.Cluster)
+	if err != nil {
+		return nil, err
+	}
 	id, err := p.identity(ms)
 	if err != nil {
 		return nil, err
@@ -208,7 +242,7 @@ func (a *Agent) openMember(ctx context.Context, ms *Membership) (*member, error)
 		m.wg.Wait()
 		return nil, err
 	}
-	m.wire(a, st)
+	m.wire(a, st, times)
 	m.server.VerifyConnection = m.verifyMember
 	m.wg.Go(func() { m.mirror.Run(m.ctx) })
 	select {
@@ -235,9 +269,30 @@ func (m *member) verifyMember(cs tls.ConnectionState) error {
 
 // kick makes the HA worker look again.
 func (m *member) kick() {
+	nudge(m.kicked)
+}
+
+func nudge(c chan<- struct{}) {
 	select {
-	case m.kicked <- struct{}{}:
+	case c <- struct{}{}:
 	default:
+	}
+}
+
+// ablePace is how soon it is noticed that the quorum or the lease came or went, of which nothing in the store tells.
+const ablePace = 100 * time.Millisecond
+
+// watchAble has manager and worker look when that happens.
+func (m *member) watchAble(ctx context.Context) {
+	var quorate, leased bool
+	for ctx.Err() == nil {
+		_, valid := m.live.Valid()
+		if q := m.st.Quorate(); q != quorate || valid != leased {
+			quorate, leased = q, valid
+			m.kick()
+			nudge(m.quorum)
+		}
+		sleep(ctx, ablePace)
 	}
 }
 
@@ -266,6 +321,10 @@ func (a *Agent) activate(m *member) error {
 	m.wg.Go(func() { m.live.Run(m.ctx) })
 	m.wg.Go(func() { m.manager.run(m.ctx) })
 	m.wg.Go(func() { m.worker.run(m.ctx) })
+	m.wg.Go(func() { m.watchAble(m.ctx) })
+	m.wg.Go(func() { m.fencing.run(m.ctx) })
+	m.wg.Go(func() { m.ending.forget(m.ctx) })
+	m.beacons.start(m.ctx, a.boot, a.opts.Paths.State, m.addresses)
 	m.wg.Go(func() { m.publishSelf(m.ctx, a.opts.Version.Version, a.host) })
 	m.wg.Go(func() { m.operations.startOnBoot(m.ctx) })
 	a.current.Store(m)
@@ -319,6 +378,9 @@ func (m *member) close() {
 	m.arrivals.wait()
 	m.membership.wait()
 	m.wg.Wait()
+	m.ending.wait()
+	m.fencing.wait()
+	m.beacons.wait()
 	m.starter.wait()
 	m.procs.release()
 	if err := m.st.Close(); err != nil {

@@ -92,6 +92,11 @@ func (p movePeer) Abort(ctx context.Context, r move.AbortRequest) error {
 
 // Migrate implements api.Guests.
 func (d *departures) Migrate(ctx context.Context, id model.VMID, target string, online bool) (string, error) {
+	return d.migrate(ctx, id, target, online, func(context.Context, *task.Task) error { return nil })
+}
+
+// migrate begins a migration; its task runs first with the guest's lock, and ends the migration with an error.
+func (d *departures) migrate(ctx context.Context, id model.VMID, target string, online bool, first func(context.Context, *task.Task) error) (string, error) {
 	f, err := d.files.readable(id)
 	if err != nil {
 		return "", err
@@ -124,6 +129,9 @@ func (d *departures) Migrate(ctx context.Context, id model.VMID, target string, 
 		return "", err
 	}
 	return d.tasks.start("qmigrate", id, "migration to "+target, func(ctx context.Context, t *task.Task) error {
+		if err := first(ctx, t); err != nil {
+			return err
+		}
 		if p == nil {
 			return d.migrateOffline(ctx, id, target, t)
 		}

@@ -24,7 +24,9 @@ type procs struct {
 	paths Paths
 	log   *slog.Logger
 	guard groupGuard
-	wg    sync.WaitGroup
+	// changed is told that a process came or went.
+	changed func()
+	wg      sync.WaitGroup
 
 	mu   sync.Mutex
 	all  map[model.VMID]*proc // guarded by mu
@@ -54,8 +56,8 @@ func newProc(p *qemu.Process, incoming bool) *proc {
 	return np
 }
 
-func newProcs(paths Paths, log *slog.Logger, g groupGuard) *procs {
-	return &procs{paths: paths, log: log, guard: g, all: map[model.VMID]*proc{}, lost: map[model.VMID]error{}, gone: make(chan model.VMID, 64), stop: make(chan struct{})}
+func newProcs(paths Paths, log *slog.Logger, g groupGuard, changed func()) *procs {
+	return &procs{paths: paths, log: log, guard: g, changed: changed, all: map[model.VMID]*proc{}, lost: map[model.VMID]error{}, gone: make(chan model.VMID, 64), stop: make(chan struct{})}
 }
 
 // adoptAll takes over the processes that an earlier agent of this boot started.
@@ -136,6 +138,7 @@ func (ps *procs) add(id model.VMID, p *proc) {
 	ps.mu.Lock()
 	ps.all[id] = p
 	ps.mu.Unlock()
+	ps.changed()
 	ps.wg.Go(func() {
 		select {
 		case <-ps.stop:
@@ -166,6 +169,23 @@ func (ps *procs) ended(id model.VMID, p *proc) {
 	case ps.gone <- id:
 	default: // the worker looks at everything anyway when it comes to it
 	}
+	ps.changed()
+}
+
+// absent says what of a guest is still here, or may be.
+func (ps *procs) absent(id model.VMID) error {
+	if err := ps.unadopted(id); err != nil {
+		return err
+	}
+	populated, err := sys.Cgroup(ps.paths.cgroupOf(id.String())).Populated()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	_, guarded := ps.guard.Guarded()[id.String()]
+	if ps.get(id) != nil || populated || guarded {
+		return model.Errorf(model.ErrBusy, "something of guest %s is still on this node", id)
+	}
+	return nil
 }
 
 // unguard takes a group out of the guard's care if nothing runs in it. One that

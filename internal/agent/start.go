@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"sauh.dev/sauh/internal/agent/mirror"
@@ -40,6 +41,15 @@ type starter struct {
 	guard    groupGuard
 	procs    *procs
 	wg       sync.WaitGroup // pills that a storage has not taken yet
+	closed   atomic.Bool    // the node ends in order and its guests are gone: none starts any more
+}
+
+// open says why no guest may start here any more.
+func (s *starter) open() error {
+	if s.closed.Load() {
+		return &unreadyError{model.Errorf(model.ErrUnavailable, "node %s is going down: no guest starts there any more", s.node)}
+	}
+	return nil
 }
 
 // leaseholder says whether this node's lease is valid, and its epoch.
@@ -107,11 +117,14 @@ var errNotWanted = model.Errorf(model.ErrConflict, "the guest is not to be start
 func (s *starter) start(ctx context.Context, r startRequest) error {
 	ctx, cancel := context.WithTimeout(ctx, startDeadline)
 	defer cancel()
+	if err := s.open(); err != nil {
+		return err
+	}
 	if p := s.procs.get(r.id); p != nil {
 		return model.Errorf(model.ErrBusy, "guest %s runs already (pid %d)", r.id, p.PID())
 	}
 	if err := s.procs.unadopted(r.id); err != nil {
-		return err
+		return unready(err)
 	}
 	if err := s.host.awaitAccel(ctx); err != nil {
 		return err
@@ -297,7 +310,7 @@ func (s *starter) protect(ctx context.Context, id model.VMID, conf *pveconf.Gues
 		}
 	}
 	if err := s.guard.Protect(ctx, g); err != nil {
-		return fmt.Errorf("put guest %s under the guard: %w", id, err)
+		return unready(fmt.Errorf("put guest %s under the guard: %w", id, err))
 	}
 	return nil
 }

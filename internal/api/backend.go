@@ -75,6 +75,8 @@ type CreateClusterRequest struct {
 	NodeName string `json:"nodename"` // "" takes the host's name
 	Mgmt     string `json:"mgmt"`     // addresses; "" takes those of agent.json
 	Cluster  string `json:"cluster"`
+	// HAProfile names the times of the lease, for good: "default" (or ""), or "fast" with half of them.
+	HAProfile string `json:"ha_profile"`
 }
 
 // JoinKey is what `cluster key` prints, readable and encoded.
@@ -179,42 +181,6 @@ type Storages interface {
 	DeleteVolume(ctx context.Context, volid string) error
 }
 
-// HAResource is a guest that is protected.
-type HAResource struct {
-	SID     string `json:"sid"`   // "vm:100"
-	State   string `json:"state"` // requested: started, stopped, disabled, ignored
-	Comment string `json:"comment,omitempty"`
-	// What is: filled in by HAStatus.
-	Node   string `json:"node,omitempty"`
-	Status string `json:"status,omitempty"` // started, stopped, starting, fence, recovery, migrate, error …
-	Reason string `json:"reason,omitempty"`
-}
-
-// HAStatus is the view of the manager.
-type HAStatus struct {
-	Manager  string         `json:"manager"`
-	Quorate  bool           `json:"quorate"`
-	Nodes    []HANodeStatus `json:"nodes"`
-	Services []HAResource   `json:"services"`
-}
-
-// HANodeStatus is a node as the node that answers sees it.
-type HANodeStatus struct {
-	Node      string `json:"node"`
-	State     string `json:"state"` // online, suspect, fenced, left
-	Epoch     uint64 `json:"epoch"`
-	SilenceMS int64  `json:"silence_ms"` // since the last renewal arrived here
-}
-
-// HA configures and shows high availability.
-type HA interface {
-	HAResources(ctx context.Context) ([]HAResource, error)
-	HAAdd(ctx context.Context, r HAResource) error
-	HASet(ctx context.Context, r HAResource) error
-	HARemove(ctx context.Context, sid string) error
-	HAStatus(ctx context.Context) (HAStatus, error)
-}
-
 // Peers reaches the other nodes of the cluster.
 type Peers interface {
 	// LocalNode is this node's name, "" before it is a member.
@@ -228,12 +194,17 @@ type Peers interface {
 
 // Backend is the agent as the server sees it: one field a role, so that a test fakes only what it needs.
 type Backend struct {
-	// Absent says why Guests, Storages, HA and Peers are nil: this node is no member. It is nil on a member.
+	// Absent says why all but Cluster and Tasks are nil: this node is no member. It is nil on a member.
 	Absent   func() error
 	Cluster  Cluster
 	Guests   Guests
 	Tasks    Tasks
 	Storages Storages
 	HA       HA
+	Alarms   HAAlarms
+	Rules    HARules
+	Control  HAControl
+	Fencing  HAFencing
+	Options  DatacenterOptions
 	Peers    Peers
 }

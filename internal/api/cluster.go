@@ -96,7 +96,7 @@ func (s *server) clusterCreate(ctx context.Context, c *call) (any, error) {
 		return nil, err
 	}
 	return nil, s.b.Cluster.Create(ctx, CreateClusterRequest{
-		Name: c.args["clustername"], NodeName: c.args["nodename"], Mgmt: mgmt, Cluster: cluster,
+		Name: c.args["clustername"], NodeName: c.args["nodename"], Mgmt: mgmt, Cluster: cluster, HAProfile: c.args["ha-profile"],
 	})
 }
 

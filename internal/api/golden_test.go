@@ -252,28 +252,3 @@ DELETE /nodes/n1/storage/nas/content/other:100/vm-100-disk-0.qcow2
 DELETE /nodes/n1/storage/nas/content
 `)
 }
-
-func TestHAEndpoints(t *testing.T) {
-	transcript(t, "ha", apitest.New(), `
-GET /cluster/ha/resources
-GET /cluster/ha/resources?type=ct
-POST /cluster/ha/resources sid=vm:101&state=stopped&comment=a%20note
-POST /cluster/ha/resources sid=101&state=enabled
-POST /cluster/ha/resources sid=ct:101
-POST /cluster/ha/resources sid=vm:101&type=ct
-POST /cluster/ha/resources state=started
-POST /cluster/ha/resources sid=vm:101&state=running
-GET /cluster/ha/resources/vm:100
-GET /cluster/ha/resources/vm%3A100
-GET /cluster/ha/resources/vm:101
-GET /cluster/ha/resources/bogus
-PUT /cluster/ha/resources/vm:100 state=stopped
-PUT /cluster/ha/resources/vm:100 comment=new
-PUT /cluster/ha/resources/vm:100 delete=comment
-PUT /cluster/ha/resources/vm:100 delete=bogus
-PUT /cluster/ha/resources/vm:101 state=stopped
-DELETE /cluster/ha/resources/vm:100
-GET /cluster/ha/status/current
-GET /sauh/ha/status
-`)
-}

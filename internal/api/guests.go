@@ -137,7 +137,7 @@ func (s *server) guestDestroy(ctx context.Context, c *call) (any, error) {
 		if !c.args.bool("purge") {
 			return nil, errorf(http.StatusInternalServerError, "unable to remove VM %d - used in HA resources and purge parameter not set.", id)
 		}
-		if err := s.b.HA.HARemove(ctx, id.SID()); err != nil {
+		if err := s.b.HA.HARemove(ctx, id.SID(), true); err != nil {
 			return nil, err
 		}
 	}

@@ -180,7 +180,7 @@ func TestDestroyTakesAProtectedGuestOutOfHAOnlyWithPurge(t *testing.T) {
 		t.Errorf("got\n%swant %s", got, want)
 	}
 	exchange(t, srv, "DELETE /nodes/n1/qemu/100?purge=1")
-	if diff := cmp.Diff([]string{"HA.HARemove vm:100", "Guests.Destroy 100"}, f.Calls()); diff != "" {
+	if diff := cmp.Diff([]string{"HA.HARemove vm:100 purge true", "Guests.Destroy 100"}, f.Calls()); diff != "" {
 		t.Error(diff)
 	}
 }

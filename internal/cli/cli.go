@@ -82,9 +82,10 @@ func sentence(err error) string {
 func (m *Main) root() *cobra.Command {
 	root := group("sauh", "Sauh: a private cloud of three or more Linux machines",
 		"  sauh cluster create demo\n  sauh vm create 100 --memory 512 --virtio0 nas:1 --start",
-		m.versionCommand(), m.agentCommand(), m.guardCommand(), m.clusterCommand(), m.pvecmCommand(), m.vmCommand(), m.haCommand(),
+		m.versionCommand(), m.agentCommand(), m.guardCommand(), m.clusterCommand(), m.pvecmCommand(), m.vmCommand(), m.haCommand(), m.haManagerCommand(),
 		m.storageCommand(), m.taskCommand(), m.nodeCommand())
 	root.AddCommand(extraCommands(m)...)
+	root.AddCommand(m.simCommand())
 	refuseUnknown(root)
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.CompletionOptions.HiddenDefaultCmd = true

@@ -97,7 +97,7 @@ func setup(env *testscript.Env) error {
 	return nil
 }
 
-// fakeCommand changes the agent: fail METHOD KIND TEXT, taskfail TYPE TEXT, endless, stopped VMID, noquorum, await CALL; calls prints what was asked of it.
+// fakeCommand changes the agent: fail METHOD KIND TEXT, taskfail TYPE TEXT, endless, stopped VMID, noquorum, alarm SID TEXT, disarmed, minority, along SID, blocked SID, await CALL; calls prints what was asked of it.
 func fakeCommand(ts *testscript.TestScript, neg bool, args []string) {
 	f := ts.Value(fakeKey{}).(*apitest.Fake)
 	switch args[0] {
@@ -124,6 +124,19 @@ func change(ts *testscript.TestScript, f *apitest.Fake, args []string) {
 				f.Guests[i].Status = "stopped"
 			}
 		}
+	case "alarm":
+		f.Alarms = []api.HAAlarm{{SID: args[1], Unix: apitest.Start, Text: args[2]}}
+	case "disarmed":
+		f.Alarms, f.HA.Problems = nil, []string{"ha/rules.cfg: line 3: nodes: \"N 2\" is not a node: what it said before stays in force; mend it"}
+		f.HA.Disarm, f.HA.Until, f.HA.Manager, f.HA.Quorate = "ignore", apitest.Start+9000, "", false
+		f.HA.Nodes[1].Disarm, f.HA.Nodes[0].Mode = "freeze", "reboot"
+		f.HA.Tolerance = &api.HATolerance{Nodes: 0, Exact: true, Quorum: true}
+	case "minority":
+		f.Plan.Quorate = false
+	case "along":
+		f.Moved.With = args[1:]
+	case "blocked":
+		f.Moved.Blocking = []api.HABlocking{{SID: args[1], Cause: "resource-affinity"}}
 	case "noquorum":
 		f.Cluster.Quorate, f.Cluster.TotalVotes, f.Cluster.Leader, f.Cluster.Manager = false, 1, "", ""
 		f.Cluster.Nodes[1].Online, f.Cluster.Nodes[2].Online = false, false

@@ -16,7 +16,71 @@ import (
 )
 
 func (m *Main) nodeCommand() *cobra.Command {
-	return group("node", "Show nodes", "  sauh node list\n  sauh node status n2", m.nodeList(), m.nodeStatus())
+	return group("node", "Show nodes, label them, and end them in order", "  sauh node list\n  sauh node status n2\n  sauh node reboot n2",
+		m.nodeList(), m.nodeStatus(), m.nodeLabel(),
+		m.nodeEnd("shutdown", "Shut a node down in order: its guests leave or stop by the shutdown policy first"),
+		m.nodeEnd("reboot", "Reboot a node in order: its guests leave or stop by the shutdown policy first"), m.nodeDrain())
+}
+
+// nodeDrain is for what brings the machine down itself: the unit sauh-drain.
+func (m *Main) nodeDrain() *cobra.Command {
+	var reboot bool
+	cmd := &cobra.Command{
+		Use: "drain", Hidden: true, Short: "End this node in order, and return when its machine may go down",
+		Long:    "The guests leave or stop by the shutdown policy, and the cluster is told. A node that is no member has nothing to do.",
+		Example: "  sauh node drain --reboot", Args: takes(),
+	}
+	cmd.Flags().BoolVar(&reboot, "reboot", false, "the machine comes back at once")
+	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+		in, err := c.NodeInfo(ctx, client.LocalNode)
+		if err != nil || !in.ClusterMember {
+			return err
+		}
+		return c.Drain(ctx, reboot)
+	})
+	return cmd
+}
+
+func (m *Main) nodeEnd(command, short string) *cobra.Command {
+	return &cobra.Command{
+		Use: command + " NODE", Short: short, Long: "The policy is that of 'sauh ha options'. The command returns when the end has begun; 'sauh task list' on the node shows it.",
+		Example: "  sauh node " + command + " n2", Args: takes("NODE"),
+		RunE: m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+			if err := c.NodeCommand(ctx, args[0], command); err != nil {
+				return err
+			}
+			m.say("%s of node %s has begun", command, args[0])
+			return nil
+		}),
+	}
+}
+
+func (m *Main) nodeLabel() *cobra.Command {
+	var rack, site string
+	cmd := &cobra.Command{
+		Use: "label NODE", Short: "Say in which rack and site a node stands, for rules on failure domains",
+		Example: "  sauh node label n2 --rack r1 --site north", Args: takes("NODE"),
+	}
+	cmd.Flags().StringVar(&rack, "rack", "", "its rack; empty for none")
+	cmd.Flags().StringVar(&site, "site", "", "its site; empty for none")
+	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+		var r, s *string
+		if cmd.Flags().Changed("rack") {
+			r = &rack
+		}
+		if cmd.Flags().Changed("site") {
+			s = &site
+		}
+		if r == nil && s == nil {
+			return usageError(cmd, "nothing to change: give --rack or --site")
+		}
+		if err := c.NodeLabel(ctx, args[0], r, s); err != nil {
+			return err
+		}
+		m.say("node %s labelled", args[0])
+		return nil
+	})
+	return cmd
 }
 
 func (m *Main) nodeList() *cobra.Command {

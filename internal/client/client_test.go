@@ -78,13 +78,12 @@ func TestWhatTheBackendSaysArrivesUnchanged(t *testing.T) {
 func TestChangesReachTheBackendUnchanged(t *testing.T) {
 	f := apitest.New()
 	c, ctx := agent(t, f), t.Context()
-	comment := ""
 	upid := func(_ string, err error) error { return err }
 	for i, err := range []error{
 		c.CreateCluster(ctx, api.CreateClusterRequest{Name: "demo", Cluster: "10.10.2.1"}),
 		c.SetGuestConfig(ctx, "n1", 100, map[string]string{"tags": "a;b", "description": "50% & more=less\n"}, []string{"net0"}, ""),
-		c.HASet(ctx, "vm:100", "", &comment),
-		c.HASet(ctx, "vm:100", "stopped", nil),
+		c.HASet(ctx, "vm:100", api.Edit{Set: map[string]string{"comment": "a b"}, Delete: []string{"order"}}),
+		c.HASet(ctx, "vm:100", api.Edit{Set: map[string]string{"state": "stopped"}}),
 		c.AddStorage(ctx, "s", map[string]string{"type": "dir", "path": "/a b/ü"}),
 		c.DeleteVolume(ctx, "n1", "nas:100/a b#?.raw"),
 		upid(c.AllocateVolume(ctx, "n1", "nas", storage.Allocation{VMID: 100, Size: 1025})),
@@ -96,7 +95,7 @@ func TestChangesReachTheBackendUnchanged(t *testing.T) {
 	}
 	want := []string{
 		"Cluster.Create demo   10.10.2.1", "Guests.SetConfig 100 set description=50% & more=less\n tags=a;b delete net0 digest",
-		`HA.HASet vm:100 started ""`, `HA.HASet vm:100 stopped "the shop"`, "Storages.AddStorage s path=/a b/ü type=dir",
+		"HA.HASet vm:100 comment=a b delete order", "HA.HASet vm:100 state=stopped delete", "Storages.AddStorage s path=/a b/ü type=dir",
 		"Storages.DeleteVolume nas:100/a b#?.raw", `Storages.AllocateVolume nas vmid 100 name "" format "" size 2048`,
 		"Guests.Shutdown 100 1m30s force false",
 	}

@@ -348,3 +348,12 @@ func (s *Set) Methods() []Said {
 	}
 	return out
 }
+
+// Digests names the configuration of each method, by its name.
+func (s *Set) Digests() map[string]string {
+	out := map[string]string{}
+	for _, e := range s.methods {
+		out[e.Name] = e.Digest
+	}
+	return out
+}

@@ -1,9 +1,11 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -143,11 +145,30 @@ func first(pids []int) int {
 // Power acts on a node's power and returns when it is done: after PowerOff no
 // process of the node is left, after PowerOn its units are started.
 func (r *Room) Power(ctx context.Context, node string, a PowerAction) (PowerResult, error) {
+	if err := r.drain(ctx, node, a); err != nil {
+		return PowerResult{}, err
+	}
 	resp, err := r.call(ctx, request{Op: "power", Node: node, Action: a})
 	if err != nil {
 		return PowerResult{}, err
 	}
 	return *resp.Power, nil
+}
+
+// drain runs in the node what its systemd would run before it stops the services. A node that is no member has nothing to say.
+func (r *Room) drain(ctx context.Context, node string, a PowerAction) error {
+	argv := []string{"sauh", "node", "drain"}
+	switch a {
+	case PowerReboot:
+		argv = append(argv, "--reboot")
+	case PowerShutdown:
+	default:
+		return nil
+	}
+	if out, err := r.Exec(ctx, node, argv...).CombinedOutput(); err != nil {
+		return fmt.Errorf("drain %s: %w: %s", node, err, bytes.TrimSpace(out))
+	}
+	return nil
 }
 
 // Link plugs a node's cable in or out at the switch; the node sees its carrier

@@ -157,6 +157,8 @@ func (n *node) power(ctx context.Context, a PowerAction) (PowerResult, error) {
 
 func (n *node) act(ctx context.Context, a PowerAction, res *PowerResult) error {
 	switch a {
+	case PowerShutdown, PowerReboot:
+		return n.end(ctx, a == PowerReboot, res)
 	case PowerOff, PowerCycle, PowerReset:
 		if n.machine != nil {
 			res.Changed = true
@@ -176,10 +178,36 @@ func (n *node) act(ctx context.Context, a PowerAction, res *PowerResult) error {
 			return nil
 		}
 	default:
-		return model.Errorf(model.ErrInvalid, "%q cannot be done to a node's power: use on, off, cycle or reset", a)
+		return model.Errorf(model.ErrInvalid, "%q cannot be done to a node's power: use on, off, cycle, reset, shutdown or reboot", a)
 	}
 	res.Changed = true
 	return n.boot(ctx, false, res)
+}
+
+// end has the node's init stop its units and then the machine.
+func (n *node) end(ctx context.Context, reboot bool, res *PowerResult) error {
+	if n.machine == nil {
+		return nil
+	}
+	sig := unix.SIGTERM
+	if reboot {
+		sig = unix.SIGINT
+	}
+	if err := unix.Kill(n.machine.pid, sig); err != nil {
+		return fmt.Errorf("end %s: %w", n.name, err)
+	}
+	limit := time.NewTimer(2*stopTimeout + bootTimeout)
+	defer limit.Stop()
+	select {
+	case st := <-n.machine.ended:
+		res.Changed, res.CutAt = true, time.Now()
+		n.initEnded(ctx, st)
+		return nil
+	case <-limit.C:
+		return fmt.Errorf("end %s: its init does not stop the units, see its init.log", n.name)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // cut takes the power away: first the cables, so that no dying process can say

@@ -6,12 +6,16 @@ import "time"
 type PowerAction string
 
 // Off kills every process of the node at once; On boots it; Cycle is both; Reset
-// is Cycle and is counted as a reset.
+// is Cycle and is counted as a reset. Shutdown and Reboot are an administrator's: the node runs what its systemd
+// would run before it stops the services (`sauh node drain`), stops them in order, and goes down.
 const (
 	PowerOff   PowerAction = "off"
 	PowerOn    PowerAction = "on"
 	PowerCycle PowerAction = "cycle"
 	PowerReset PowerAction = "reset"
+
+	PowerShutdown PowerAction = "shutdown"
+	PowerReboot   PowerAction = "reboot"
 )
 
 // Power states of a node.

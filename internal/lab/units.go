@@ -8,7 +8,9 @@ import (
 	"log"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -32,6 +34,16 @@ type units struct {
 	log    *log.Logger
 	// first has the end of each unit's first process, in the order of list.
 	first []<-chan unix.WaitStatus
+
+	mu       sync.Mutex
+	main     map[string]mainProcess // by unit; guarded by mu
+	stopping bool                   // nothing is started again; guarded by mu
+}
+
+// mainProcess is what a unit runs.
+type mainProcess struct {
+	pid   int
+	ended chan struct{} // closed when it ended
 }
 
 func startUnits(list []Unit, r *sys.Reaper) (*units, error) {
@@ -39,7 +51,7 @@ func startUnits(list []Unit, r *sys.Reaper) (*units, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := &units{list: list, reaper: r, log: log.New(f, "", log.LstdFlags|log.Lmicroseconds)}
+	u := &units{list: list, reaper: r, main: map[string]mainProcess{}, log: log.New(f, "", log.LstdFlags|log.Lmicroseconds)}
 	for _, unit := range list {
 		ch, err := u.start(unit)
 		if err != nil {
@@ -60,9 +72,56 @@ func (u *units) run(ctx context.Context) error {
 	for i, unit := range u.list {
 		wg.Go(func() { u.watch(ctx, unit, u.first[i]) })
 	}
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, unix.SIGTERM, unix.SIGINT)
+	defer signal.Stop(asked)
+	wg.Go(func() {
+		select {
+		case <-ctx.Done():
+		case sig := <-asked:
+			u.end(sig == unix.SIGINT)
+		}
+	})
 	u.reaper.Run(ctx)
 	wg.Wait()
 	return ctx.Err()
+}
+
+// stopTimeout is how long a unit may take to end; the guard has the longest by its unit file.
+const stopTimeout = 60 * time.Second
+
+// end stops the units in the reverse of their order, as systemd would, and then the machine: SIGTERM switches it off, SIGINT reboots it.
+func (u *units) end(reboot bool) {
+	u.mu.Lock()
+	u.stopping = true
+	u.mu.Unlock()
+	for _, unit := range slices.Backward(u.list) {
+		u.mu.Lock()
+		main := u.main[unit.Name]
+		u.mu.Unlock()
+		if main.pid == 0 {
+			continue
+		}
+		u.log.Printf("%s is stopped", unit.Name)
+		_ = unix.Kill(main.pid, unix.SIGTERM) // it may have ended already
+		select {
+		case <-main.ended:
+		case <-time.After(stopTimeout):
+			u.log.Printf("%s did not stop within %v", unit.Name, stopTimeout)
+		}
+	}
+	u.log.Printf("the machine goes down: %v", sys.EndMachine(reboot))
+}
+
+// over notes the end of a unit's main process, and reports whether the unit is to be started again.
+func (u *units) over(unit Unit) (again bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if main, ok := u.main[unit.Name]; ok {
+		close(main.ended)
+		delete(u.main, unit.Name)
+	}
+	return unit.Restart && !u.stopping
 }
 
 // watch follows one unit from end to restart.
@@ -74,18 +133,22 @@ func (u *units) watch(ctx context.Context, unit Unit, ended <-chan unix.WaitStat
 		case st := <-ended:
 			u.log.Printf("%s ended: %s", unit.Name, describe(st))
 		}
+		again := u.over(unit)
 		if !unit.KeepRest {
 			if err := clearUnit(ctx, sys.Cgroup(unitCgroup(unit))); err != nil {
 				u.log.Printf("clear the rest of %s: %v", unit.Name, err)
 			}
 		}
-		if !unit.Restart {
+		if !again {
 			return
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(restartDelay):
+		}
+		if u.isStopping() {
+			return
 		}
 		next, err := u.start(unit)
 		if err != nil {
@@ -94,6 +157,12 @@ func (u *units) watch(ctx context.Context, unit Unit, ended <-chan unix.WaitStat
 		}
 		ended = next
 	}
+}
+
+func (u *units) isStopping() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.stopping
 }
 
 // clearUnit kills what a unit left in its cgroup and removes the cgroup. It must
@@ -155,6 +224,9 @@ func (u *units) start(unit Unit) (<-chan unix.WaitStatus, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", unit.Name, err)
 	}
+	u.mu.Lock()
+	u.main[unit.Name] = mainProcess{pid, make(chan struct{})}
+	u.mu.Unlock()
 	u.log.Printf("%s started, pid %d", unit.Name, pid)
 	return ended, nil
 }

@@ -12,12 +12,13 @@ import (
 // Argv returns QEMU's arguments, the program's name not included. It is pure:
 // the same Spec gives the same arguments on every node.
 func Argv(s Spec) []string {
+	machine, _, _ := splitMachine(s.Machine)
 	a := []string{
 		"-name", "guest=" + escape(s.Name) + ",debug-threads=on",
 		"-no-user-config", "-nodefaults",
 		"-display", "none",
 		// No display, so firmware and boot loader print on the serial port instead.
-		"-machine", s.Machine + ",graphics=off" + opt(s.NoACPI, ",acpi=off"),
+		"-machine", machine + ",graphics=off" + opt(s.NoACPI, ",acpi=off"),
 		"-accel", s.Accel,
 		"-cpu", s.CPU,
 		"-smp", fmt.Sprintf("cpus=%d,sockets=%d,cores=%d,threads=1", s.Sockets*s.Cores, s.Sockets, s.Cores),
@@ -29,6 +30,10 @@ func Argv(s Spec) []string {
 	a = append(a, monitors(s)...)
 	a = append(a, serials(s)...)
 	a = append(a, devices(s)...)
+	if s.hasPanicDevice() {
+		// QEMU would end a guest that says it panicked. A guest that has a plan for that, a reboot or a dump, keeps it.
+		a = append(a, "-action", "panic=none")
+	}
 	if s.Incoming {
 		a = append(a, "-incoming", "defer")
 	}
@@ -101,9 +106,13 @@ func devices(s Spec) []string {
 	if s.SCSIController != "" {
 		add(0x5, s.SCSIController+",id=scsihw0")
 	}
+	if s.hasPanicDevice() {
+		// Bits 0 and 1: panicked, and loads a kernel to write a dump. Newer QEMUs have more by themselves, older ones have not.
+		add(0x9, "pvpanic-pci,id=panic0,events=3")
+	}
 	if s.GuestAgent {
 		add(0x8, "virtio-serial-pci,id=qga0")
-		rest = append(rest, "-chardev", socket("qga0", runFile(s.RunDir, s.VMID, suffixAgent)),
+		rest = append(rest, "-chardev", socket("qga0", s.AgentSocket()),
 			"-device", "virtserialport,chardev=qga0,name=org.qemu.guest_agent.0")
 	}
 	for _, d := range s.Disks {

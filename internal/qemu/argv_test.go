@@ -55,7 +55,7 @@ func diskSpec() Spec {
 
 func fullSpec() Spec {
 	s := diskSpec()
-	s.Name, s.Accel, s.CPU = "a,b", KVM, "host,enforce"
+	s.Name, s.Accel, s.CPU, s.Machine = "a,b", KVM, "host,enforce", "pc-i440fx-10.0+sauh1"
 	s.NoACPI, s.GuestAgent, s.Incoming, s.Paused = true, true, true, true
 	s.VMGenID = "0f6f3a54-94a5-4a1c-8a8e-1e2d3c4b5a69"
 	s.SMBIOS = []string{"manufacturer=Acme, Inc.", "product=Anchor"}

@@ -50,7 +50,7 @@ func FromConfig(ctx context.Context, id model.VMID, g *pveconf.Guest, runDir, ac
 		return Spec{}, fmt.Errorf("machine of guest %s: %w", id, err)
 	}
 	s := Spec{
-		VMID: id, Name: cmp.Or(g.Name(), "VM"+id.String()), RunDir: runDir, Accel: accel, Machine: machine, NoACPI: !g.ACPI(),
+		VMID: id, Name: cmp.Or(g.Name(), "VM"+id.String()), RunDir: runDir, Accel: accel, Machine: withLayout(machine), NoACPI: !g.ACPI(),
 		CPU: cpu, Sockets: g.Sockets(), Cores: g.Cores(), MemoryMiB: g.MemoryMiB(),
 		UUID: g.SMBIOS().UUID, VMGenID: g.VMGenID(), Serials: serialPorts(g), GuestAgent: g.Agent(), Extra: extra,
 	}

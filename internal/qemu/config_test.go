@@ -65,7 +65,7 @@ args: -device 'virtio rng' "a b" c\ d
 		t.Fatal(err)
 	}
 	want := Spec{
-		VMID: 100, Name: "web", RunDir: "/run/sauh/qemu", Accel: TCG, Machine: "pc-i440fx-9.2",
+		VMID: 100, Name: "web", RunDir: "/run/sauh/qemu", Accel: TCG, Machine: "pc-i440fx-9.2+sauh1",
 		CPU: "qemu64,+popcnt,+pni,+sse4.1,+sse4.2,+ssse3,+aes", Sockets: 2, Cores: 2, MemoryMiB: 1024,
 		UUID: "6e2c5f0a-3f0e-4a57-9c0d-1d2b8a5f7c11", SMBIOS: []string{"product=Anchor"},
 		Disks: []Disk{
@@ -91,7 +91,7 @@ func TestAnEmptyConfigurationIsAGuestWithAConsole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Name != "VM100" || got.MemoryMiB != 512 || got.Machine != "pc-i440fx-10.0" || len(got.Serials) != 1 || got.Serials[0] != "socket" {
+	if got.Name != "VM100" || got.MemoryMiB != 512 || got.Machine != "pc-i440fx-10.0+sauh1" || len(got.Serials) != 1 || got.Serials[0] != "socket" {
 		t.Errorf("got %+v", got)
 	}
 }

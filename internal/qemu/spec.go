@@ -26,7 +26,7 @@ type Spec struct {
 	RunDir string `json:"run_dir"`
 	// Accel is KVM or TCG.
 	Accel string `json:"accel"`
-	// Machine is a versioned machine type, "pc-i440fx-10.0".
+	// Machine is a versioned machine type and the layout of devices, "pc-i440fx-10.0+sauh1"; see OnMachine.
 	Machine string `json:"machine"`
 	NoACPI  bool   `json:"no_acpi,omitempty"`
 	// CPU is QEMU's -cpu, flags included.
@@ -120,6 +120,9 @@ func (s Spec) SpareSocket() string { return runFile(s.RunDir, s.VMID, suffixSpar
 func (s Spec) SerialSocket(n int) string {
 	return runFile(s.RunDir, s.VMID, fmt.Sprintf("serial%d", n))
 }
+
+// AgentSocket is the path of the guest agent's port, which is there with GuestAgent.
+func (s Spec) AgentSocket() string { return runFile(s.RunDir, s.VMID, suffixAgent) }
 
 // SerialLog is the file that keeps what serial port n printed since the start.
 func (s Spec) SerialLog(n int) string { return s.SerialSocket(n) + ".log" }

@@ -17,3 +17,17 @@ func Reset() error {
 	}
 	return nil
 }
+
+// EndMachine syncs the disks and restarts the machine, or switches it off, without asking any process: for a machine
+// without a service manager that would. In a pid namespace it ends the namespace's init. It returns only with an error.
+func EndMachine(reboot bool) error {
+	command := unix.LINUX_REBOOT_CMD_POWER_OFF
+	if reboot {
+		command = unix.LINUX_REBOOT_CMD_RESTART
+	}
+	unix.Sync()
+	if err := unix.Reboot(command); err != nil {
+		return fmt.Errorf("end the machine: %w", err)
+	}
+	return nil
+}

@@ -63,9 +63,13 @@ type Liveness struct {
 	gate   sync.Mutex // held while the record is written; Pause holds it longer
 	paused bool       // guarded by gate
 
+	wake chan struct{} // has an element after somebody wants something of Run
+
 	mu       sync.Mutex
-	observer *lease.Observer // guarded by mu, as all below
-	epoch    uint64          // of the last renewal
+	observer *lease.Observer          // guarded by mu, as all below
+	renewals map[string]time.Duration // when each node's last own write arrived
+	left     chan struct{}            // closed when the node has left; nil while nobody wants that
+	epoch    uint64                   // of the last renewal
 	deadline time.Duration
 	last     guard.Status    // the guard's last answer,
 	lastAt   time.Duration   // when it came,
@@ -77,7 +81,10 @@ type Liveness struct {
 
 // New makes a Liveness that does nothing yet.
 func New(c Config) *Liveness {
-	return &Liveness{Config: c, observer: lease.NewObserver(c.Params), groups: map[string]bool{}, lastErr: errors.New("the guard was not asked yet")}
+	return &Liveness{
+		Config: c, wake: make(chan struct{}, 1), observer: lease.NewObserver(c.Params), renewals: map[string]time.Duration{},
+		groups: map[string]bool{}, lastErr: errors.New("the guard was not asked yet"),
+	}
 }
 
 // Observe takes in the liveness records of a batch from the store's watch.
@@ -93,9 +100,13 @@ func (l *Liveness) Observe(events []store.Event) {
 		var live model.Live
 		if e.Deleted || json.Unmarshal(e.Value, &live) != nil {
 			l.observer.Forget(node)
+			delete(l.renewals, node)
 			continue
 		}
 		l.observer.Note(node, live, e.ModRevision, now)
+		if !live.Fenced { // a cut is written by others
+			l.renewals[node] = now
+		}
 	}
 }
 
@@ -113,6 +124,14 @@ func (l *Liveness) Verdict(node string) (lease.Verdict, time.Duration) {
 	defer l.mu.Unlock()
 	silence, _ := l.observer.Silence(node, now)
 	return l.observer.MayTake(node, now), silence
+}
+
+// Renewed is when, on Clock, the last renewal of node arrived here; ok is false for a node that was never heard of.
+func (l *Liveness) Renewed(node string) (at time.Duration, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	at, ok = l.renewals[node]
+	return at, ok
 }
 
 // Valid reports whether this node's lease is not over, and its epoch.
@@ -138,13 +157,65 @@ func (l *Liveness) Resume() {
 	l.paused = false
 }
 
+// Leave has Run write that this node left in good order, and returns when that is committed. No guest may run here, and none
+// can start from now on: the lease is over at once. Return ends it. The error is that of ctx.
+func (l *Liveness) Leave(ctx context.Context) error {
+	l.mu.Lock()
+	if l.left == nil {
+		l.left = make(chan struct{})
+	}
+	left := l.left
+	l.deadline = 0
+	l.mu.Unlock()
+	l.poke()
+	select {
+	case <-left:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Return makes a node that left, or was about to, a living member again.
+func (l *Liveness) Return() {
+	l.mu.Lock()
+	l.left = nil
+	l.mu.Unlock()
+	l.poke()
+}
+
+func (l *Liveness) poke() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// leaving is closed when the node has left, nil if it is to stay.
+func (l *Liveness) leaving() chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.left
+}
+
 // Run keeps the record alive until ctx is done. Then the record stands as it is, and the others wait for the lease to
-// end: an agent that ends is no node that left. A node that stops in good order, with no guest running, would send
-// [lease.Leave] here and carry out the renewal that the Renewer answers with; nobody sends it yet.
+// end: an agent that ends is no node that left.
 func (l *Liveness) Run(ctx context.Context) {
-	r := lease.NewRenewer(l.Params, lease.Identity{BootID: l.BootID, Online: time.Now().Unix(), MinEpoch: l.firstEpoch(ctx)})
-	var ev lease.Event = lease.Tick{}
+	first := l.firstEpoch(ctx)
 	for ctx.Err() == nil {
+		l.live(ctx, lease.NewRenewer(l.Params, lease.Identity{BootID: l.BootID, Online: time.Now().Unix(), MinEpoch: first}))
+	}
+}
+
+// live keeps the record alive until the node has left and is to return, or ctx is done.
+func (l *Liveness) live(ctx context.Context, r lease.Renewer) {
+	var ev lease.Event = lease.Tick{}
+	var leaving chan struct{} // what r was told of
+	for ctx.Err() == nil {
+		wanted := l.leaving()
+		if _, tick := ev.(lease.Tick); tick && wanted != nil && leaving == nil {
+			leaving, ev = wanted, lease.Leave{}
+		}
 		var actions []lease.Action
 		r, actions = r.Step(l.Clock(), ev)
 		ev = lease.Tick{}
@@ -153,16 +224,47 @@ func (l *Liveness) Run(ctx context.Context) {
 				ev = answer
 			}
 		}
+		if leaving != nil && wanted != leaving {
+			return // it is to stay after all; another Renewer registers
+		}
 		if _, tick := ev.(lease.Tick); !tick {
 			continue
 		}
 		at, ok := r.Wake()
+		if !ok && leaving != nil {
+			if rec, known := r.Live(); known && rec.Left {
+				l.Log.Info("this node left in order")
+				close(leaving)
+				l.awaitReturn(ctx, leaving)
+				return
+			}
+		}
 		if !ok {
 			l.Log.Warn("liveness ended: this node is no member any more")
 			<-ctx.Done()
 			return
 		}
-		sleep(ctx, at-l.Clock())
+		l.rest(ctx, at-l.Clock())
+	}
+}
+
+func (l *Liveness) awaitReturn(ctx context.Context, left chan struct{}) {
+	for ctx.Err() == nil && l.leaving() == left {
+		select {
+		case <-l.wake:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// rest sleeps until something is wanted of Run.
+func (l *Liveness) rest(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-l.wake:
+	case <-t.C:
 	}
 }
 
@@ -245,9 +347,12 @@ func (l *Liveness) extend(ctx context.Context, a lease.Extend) {
 	}
 	l.mu.Lock()
 	was := l.validLocked()
-	l.epoch, l.deadline = a.Epoch, a.Deadline
+	if l.epoch = a.Epoch; l.left == nil {
+		l.deadline = a.Deadline
+	}
+	is := l.validLocked()
 	l.mu.Unlock()
-	if !was {
+	if is && !was {
 		l.Changed()
 	}
 }

@@ -532,3 +532,58 @@ func TestWhatTheGuardConfirmedStandsWhileItDoesNotAnswer(t *testing.T) {
 		t.Errorf("%+v, %v, %v", s, err, n.l.Guarded())
 	}
 }
+
+func TestANodeThatLeavesSaysSoAndHasNoLease(t *testing.T) {
+	n := newNode(t)
+	n.lives()
+	eventually(t, "the lease is valid", func() bool { _, ok := n.l.Valid(); return ok })
+	must(t, n.l.Leave(t.Context()))
+	if live := n.live(); !live.Left || live.Fenced {
+		t.Errorf("the record is %+v", live)
+	}
+	if _, ok := n.l.Valid(); ok {
+		t.Error("a node that left has a lease")
+	}
+	rev := n.cluster.Revision()
+	<-time.After(10 * shortLease().Renew)
+	if n.cluster.Revision() != rev {
+		t.Error("the record of a node that left is renewed")
+	}
+	must(t, n.l.Leave(t.Context())) // a second time is the same
+	n.l.Return()
+	eventually(t, "the node is back", func() bool { _, ok := n.l.Valid(); return ok })
+	if live := n.live(); live.Left {
+		t.Errorf("the record is %+v", live)
+	}
+}
+
+func TestANodeThatCannotSayThatItLeftGivesUpWithItsCaller(t *testing.T) {
+	n := newNode(t)
+	n.lives()
+	eventually(t, "the lease is valid", func() bool { _, ok := n.l.Valid(); return ok })
+	n.st.SetQuorum(false)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*shortLease().Renew)
+	defer cancel()
+	if err := n.l.Leave(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	n.l.Return()
+	n.st.SetQuorum(true)
+	eventually(t, "it lives on", func() bool { _, ok := n.l.Valid(); return ok && !n.live().Left })
+}
+
+func TestACutIsNoSignOfLife(t *testing.T) {
+	n := newNode(t)
+	var now time.Duration
+	n.l.Clock = func() time.Duration { return now }
+	if _, ok := n.l.Renewed("n2"); ok {
+		t.Error("a node that was never seen was heard of")
+	}
+	now = time.Second
+	n.seen(1, `{"boot_id":"b","epoch":3,"seq":1}`)
+	now = time.Minute
+	n.seen(2, `{"boot_id":"b","epoch":4,"seq":1,"fenced":true,"by":"n3"}`)
+	if at, ok := n.l.Renewed("n2"); !ok || at != time.Second {
+		t.Errorf("it was heard of at %v, %v", at, ok)
+	}
+}

@@ -12,6 +12,7 @@ package mirror
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"strings"
@@ -106,15 +107,16 @@ func (m *Mirror) replace(kvs []store.KV, rev int64) {
 func (m *Mirror) apply(b store.Batch) {
 	m.onBatch(b.Events)
 	next := m.Snapshot() // nobody else writes it
+	// What the store notes for itself changes with every write, and renewals come from every node each second: neither
+	// concerns anybody who waits for a change.
 	quiet := true
 	for _, e := range b.Events {
+		quiet = quiet && (strings.HasPrefix(e.Key, model.AppliedPrefix) || isRenewal(next, e))
 		if e.Deleted {
 			next.all = next.all.without(e.Key)
 		} else {
 			next.all = next.all.with(&entry{kv: e.KV})
 		}
-		// What the store notes for itself changes with every write and concerns nobody who waits for a change.
-		quiet = quiet && strings.HasPrefix(e.Key, model.AppliedPrefix)
 	}
 	next.rev = b.Revision
 	m.mu.Lock()
@@ -123,6 +125,20 @@ func (m *Mirror) apply(b store.Batch) {
 	if !quiet {
 		m.notify()
 	}
+}
+
+// isRenewal: the event changes nothing in a liveness record but its number. Whoever counts renewals sees them in onBatch.
+func isRenewal(was Snapshot, e store.Event) bool {
+	if e.Deleted || !strings.HasPrefix(e.Key, model.LivePrefix) {
+		return false
+	}
+	old, err := Get[model.Live](was, e.Key)
+	var live model.Live
+	if err != nil || old.Revision == 0 || json.Unmarshal(e.Value, &live) != nil {
+		return false
+	}
+	live.Seq = old.Value.Seq
+	return live == old.Value
 }
 
 func (m *Mirror) notify() {
@@ -136,7 +152,7 @@ func (m *Mirror) notify() {
 	}
 }
 
-// Subscribe returns a channel that has an element after each change, and the way to end it. Changes that
+// Subscribe returns a channel that has an element after each change but renewals, and the way to end it. Changes that
 // nobody has looked at do not pile up.
 func (m *Mirror) Subscribe() (changed <-chan struct{}, stop func()) {
 	c := make(chan struct{}, 1)

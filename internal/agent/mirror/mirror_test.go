@@ -247,6 +247,39 @@ func TestSubscribersAreToldAndNobodyWaitsForThem(t *testing.T) {
 }
 
 // A record that cannot be read must not look as if it were not there: whoever decides would decide wrongly.
+// Each node renews every second; whoever counts that sees it in onBatch.
+func TestRenewalsAreNoChange(t *testing.T) {
+	m, _, other := startMirror(t, nil)
+	changes, stop := m.Subscribe()
+	defer stop()
+	told := func(want bool) bool {
+		limit := 50 * time.Millisecond
+		if want {
+			limit = 10 * time.Second
+		}
+		select {
+		case <-changes:
+			return true
+		case <-time.After(limit):
+			return false
+		}
+	}
+	key := model.LivePrefix + "n1"
+	for _, c := range []struct {
+		value string
+		want  bool
+	}{
+		{`{"boot_id":"b","epoch":1,"seq":1}`, true}, {`{"boot_id":"b","epoch":1,"seq":2}`, false}, {`{"boot_id":"b","epoch":1,"seq":3,"left":true}`, true},
+		{`{"boot_id":"b","epoch":2,"seq":3,"fenced":true}`, true}, {`{"boot`, true}, {`{"boot_id":"b","epoch":2,"seq":4}`, true},
+		{`{"boot_id":"b","epoch":2,"seq":5}`, false},
+	} {
+		m.reaches(t, put(t, other, key, c.value))
+		if got := told(c.want); got != c.want {
+			t.Errorf("%s: told %v", c.value, got)
+		}
+	}
+}
+
 func TestARecordThatCannotBeReadIsAnErrorAndIsLoggedOnce(t *testing.T) {
 	m, _, other := startMirror(t, nil)
 	var log bytes.Buffer

@@ -37,6 +37,15 @@ type Fake struct {
 	Volumes   []storage.Volume
 	Resources []api.HAResource
 	HA        api.HAStatus
+	Alarms    []api.HAAlarm // of this node
+	Rules     api.Sections
+	Groups    api.Sections
+	Explained map[string]api.HAExplanation // by sid
+	Plan      api.HAPlan
+	Moved     api.HAMove // With and Blocking of the next answers
+	FenceText string
+	Methods   []api.HAFenceMethod
+	Options   map[string]string
 	// Fail gives the error of a method by its name, such as "Guests.Start".
 	Fail map[string]error
 	// TaskFails gives the exit status of the tasks of a type, such as "qmstart".
@@ -91,12 +100,9 @@ func New() *Fake {
 			Capacity: storage.Capacity{Total: 8 << 30, Used: 2 << 30, Available: 6 << 30},
 		}},
 		Volumes:   []storage.Volume{{ID: "nas:100/vm-100-disk-0.qcow2", VMID: 100, Format: storage.QCOW2, Size: 1 << 30, Used: 1 << 20}},
-		Resources: []api.HAResource{{SID: "vm:100", State: "started", Comment: "the shop"}},
-		HA: api.HAStatus{
-			Manager: "n1", Quorate: true,
-			Nodes:    []api.HANodeStatus{{Node: "n1", State: "online", Epoch: 1, SilenceMS: 400}, {Node: "n3", State: "fenced", Epoch: 2, SilenceMS: 12000}},
-			Services: []api.HAResource{{SID: "vm:100", State: "started", Node: "n1", Status: "started", Reason: "runs as requested"}},
-		},
+		Resources: []api.HAResource{{SID: "vm:100", State: "started", Comment: "the shop", Digest: digest, Values: map[string]string{"max_restart": "3"}}},
+		HA:        haStatus(), Rules: haRules(), Groups: api.Sections{Digest: digest}, Explained: explained(), Plan: plan(),
+		FenceText: "redfish: n2-bmc\n\tnode n2\n", Methods: haStatus().Nodes[1].Fencing, Options: map[string]string{"ha": "shutdown_policy=migrate"},
 		Fail: map[string]error{}, TaskFails: map[string]string{}, Transports: map[string]http.RoundTripper{},
 		Progress: []model.MigrationProgress{
 			{Phase: "prepare"},
@@ -109,7 +115,10 @@ func New() *Fake {
 
 // Backend are the fake's roles.
 func (f *Fake) Backend() api.Backend {
-	return api.Backend{Cluster: clusterRole{f}, Guests: guestsRole{f}, Tasks: tasksRole{f}, Storages: storagesRole{f}, HA: haRole{f}, Peers: peersRole{f}}
+	return api.Backend{
+		Cluster: clusterRole{f}, Guests: guestsRole{f}, Tasks: tasksRole{f}, Storages: storagesRole{f}, Peers: peersRole{f},
+		HA: haRole{f}, Alarms: alarmsRole{f}, Rules: rulesRole{f}, Control: controlRole{f}, Fencing: fencingRole{f}, Options: optionsRole{f},
+	}
 }
 
 // Calls are the changes that were asked for, in order.
@@ -451,28 +460,6 @@ func (r storagesRole) AllocateVolume(_ context.Context, name string, a storage.A
 
 func (r storagesRole) DeleteVolume(_ context.Context, volid string) error {
 	return r.f.call("Storages.DeleteVolume", "%s", volid)
-}
-
-type haRole struct{ f *Fake }
-
-func (r haRole) HAResources(context.Context) ([]api.HAResource, error) {
-	return read(r.f, "HA.HAResources", func() []api.HAResource { return slices.Clone(r.f.Resources) })
-}
-
-func (r haRole) HAAdd(_ context.Context, q api.HAResource) error {
-	return r.f.call("HA.HAAdd", "%s %s %q", q.SID, q.State, q.Comment)
-}
-
-func (r haRole) HASet(_ context.Context, q api.HAResource) error {
-	return r.f.call("HA.HASet", "%s %s %q", q.SID, q.State, q.Comment)
-}
-
-func (r haRole) HARemove(_ context.Context, sid string) error {
-	return r.f.call("HA.HARemove", "%s", sid)
-}
-
-func (r haRole) HAStatus(context.Context) (api.HAStatus, error) {
-	return read(r.f, "HA.HAStatus", func() api.HAStatus { return r.f.HA })
 }
 
 type peersRole struct{ f *Fake }

@@ -1,7 +1,6 @@
 package ha
 
 import (
-	"strconv"
 	"time"
 
 	"sauh.dev/sauh/internal/core/model"
@@ -29,12 +28,45 @@ type TakeManager struct {
 	Reason     string
 }
 
-// Cut fences Node: it puts NewLive under live/<node>, provided the record is still the one that was silent for the lease.
+// Cut fences Node: it puts NewLive under live/<node>, provided the record is still the one that was silent for the lease, or that the
+// proof is about.
 type Cut struct {
 	Node         string
 	LiveRevision int64
 	NewLive      model.Live
 	Reason       string
+}
+
+// AskFence asks a method whether Node has power, without changing anything. It is answered by FenceResult or ActionFailed. The
+// agent makes sure that the one who answers is the node's own (its system UUID) and gives up soon: Params.Ask goes on without it.
+type AskFence struct {
+	Node, Method string
+	Reason       string
+}
+
+// Shoot has a method switch Node off, or blocklist it. Done means that it was done and verified for a blocklist entry; that a node has no power is
+// asked for afterwards.
+type Shoot struct {
+	Node, Method string
+	// Blocklist is that of the method.
+	Blocklist bool
+	Reason    string
+}
+
+// NoteHistory puts ha/history/<node>.
+type NoteHistory struct {
+	Node     string
+	Revision int64
+	History  History
+	Reason   string
+}
+
+// DropCommand deletes a command that cannot be carried out.
+type DropCommand struct {
+	VMID     model.VMID
+	Kind     string
+	Revision int64
+	Reason   string
 }
 
 // Move puts a guest's file under To's path, deletes it under From's, and writes protected/<vmid> = {To}.
@@ -45,6 +77,9 @@ type Move struct {
 	// nothing moves to a node that was removed meanwhile.
 	LiveRevision, ConfigRevision, ProtectedRevision, ToRevision int64
 	Reason                                                      string
+	Kind                                                        string
+	// DropLock: the configuration's lock is of a task that died with From (backup, migrate, snapshot …) and is removed from the file.
+	DropLock bool
 }
 
 // ClearIntent deletes intent/<vmid>: the migration is decided in favour of the node that has the file.
@@ -59,6 +94,9 @@ type SetStatus struct {
 	VMID       model.VMID
 	IfRevision int64
 	Status     Status
+	Kind       string
+	// Command is the revision of the command that the status acts on, and that the transaction deletes; 0 for none.
+	Command int64
 }
 
 // Acknowledge puts a guest under the guard: the agent has the guard protect it, waits until that is confirmed, and then writes
@@ -89,6 +127,7 @@ type Start struct {
 	// Pills are to be written on each shared storage of the guest before QEMU starts.
 	Pills  []Pill
 	Reason string
+	Kind   string
 }
 
 // Pill tells the guard of a node that was fenced, through the storage, to kill what it froze.
@@ -97,10 +136,45 @@ type Pill struct {
 	Epoch uint64
 }
 
-// Stop ends a guest whose requested state is stopped or disabled: shutdown, and after the agent's timeout harder means.
+// Stop ends a guest: shutdown, and after Timeout harder means. Its requested state is stopped or disabled, or it is relocated, or its node ends.
 type Stop struct {
 	VMID   model.VMID
 	Reason string
+	Kind   string
+	// Timeout is what a person set; 0 is the agent's own.
+	Timeout time.Duration
+	// Hard ends it at once: a person wants it so, or its storage is lost, and it could not shut down.
+	Hard bool
+}
+
+// Reset resets a guest whose kernel panicked or whose agent is silent.
+type Reset struct {
+	VMID   model.VMID
+	Kind   string
+	Reason string
+}
+
+// Migrate moves a guest that runs to Target, live, by the agent's one migration path, which writes the intent first. The agent
+// makes sure by linearizable reads that the status record has StatusRevision. A guest that is on Target already is ActionDone.
+type Migrate struct {
+	VMID           model.VMID
+	Kind           string
+	Target         string
+	StatusRevision int64
+	Reason         string
+}
+
+// Handover gives a guest that does not run to another node: in one transaction its file moves to To's path and protected/<vmid>, if
+// From is in it, becomes {To}. The agent holds the guest's lock, and makes sure that no QEMU and no group of the guest is there, from before until after.
+type Handover struct {
+	VMID                                              model.VMID
+	Kind                                              string
+	From, To                                          string // From is this node
+	ConfigRevision, ProtectedRevision, StatusRevision int64
+	ToRevision                                        int64 // of node/<To>
+	// Protected: protected/<vmid> names From and is to name To; else it is left alone.
+	Protected bool
+	Reason    string
 }
 
 // Discard kills a QEMU that nobody is entitled to. Before, the agent holds the guest's lock and makes sure by linearizable reads that no intent for the guest
@@ -115,118 +189,3 @@ type Discard struct {
 // Wake asks for a fresh view, or a Tick where there is none, at At. It is the last of a list, and
 // replaces the one before; a list without one cancels it.
 type Wake struct{ At time.Duration }
-
-// Key implements Action.
-func (TakeManager) Key() string { return "manager" }
-
-// Key implements Action.
-func (a Cut) Key() string { return "cut " + a.Node }
-
-// Key implements Action.
-func (a Move) Key() string { return "guest " + a.VMID.SID() }
-
-// Key implements Action.
-func (a ClearIntent) Key() string { return "intent " + a.VMID.SID() }
-
-// Key implements Action.
-func (a SetStatus) Key() string { return "status " + a.VMID.SID() }
-
-// Key implements Action.
-func (a Acknowledge) Key() string { return "guest " + a.VMID.SID() }
-
-// Key implements Action.
-func (a Unacknowledge) Key() string { return "guest " + a.VMID.SID() }
-
-// Key implements Action.
-func (a Start) Key() string { return "guest " + a.VMID.SID() }
-
-// Key implements Action.
-func (a Stop) Key() string { return "guest " + a.VMID.SID() }
-
-// Key implements Action.
-func (a Discard) Key() string { return "guest " + a.VMID.SID() }
-
-// Key implements Action.
-func (Wake) Key() string { return "wake" }
-
-// Why implements Action.
-func (a TakeManager) Why() string { return a.Manager.Node + " becomes the HA manager: " + a.Reason }
-
-// Why implements Action.
-func (a Cut) Why() string { return a.Node + " is cut off: " + a.Reason }
-
-// Why implements Action.
-func (a Move) Why() string {
-	return a.VMID.SID() + " moves from " + a.From + " to " + a.To + ": " + a.Reason
-}
-
-// Why implements Action.
-func (a ClearIntent) Why() string { return "the migration of " + a.VMID.SID() + " ends: " + a.Reason }
-
-// Why implements Action.
-func (a SetStatus) Why() string {
-	return a.VMID.SID() + " is " + string(a.Status.State) + ": " + a.Status.Reason
-}
-
-// Why implements Action.
-func (a Acknowledge) Why() string { return a.VMID.SID() + " goes under the guard: " + a.Reason }
-
-// Why implements Action.
-func (a Unacknowledge) Why() string { return a.VMID.SID() + " leaves the guard: " + a.Reason }
-
-// Why implements Action.
-func (a Start) Why() string {
-	return "start " + a.VMID.SID() + ", attempt " + strconv.Itoa(a.Attempt) + ": " + a.Reason
-}
-
-// Why implements Action.
-func (a Stop) Why() string { return "stop " + a.VMID.SID() + ": " + a.Reason }
-
-// Why implements Action.
-func (a Discard) Why() string { return "kill the QEMU of " + a.VMID.SID() + ": " + a.Reason }
-
-// Why implements Action.
-func (a Wake) Why() string { return "wait until " + a.At.String() }
-
-// Compares are the conditions of the transaction, as in all that follow; every key that it writes is among them.
-func (a TakeManager) Compares() []Compare { return []Compare{{model.ManagerKey, a.IfRevision}} }
-
-// Compares the silent record.
-func (a Cut) Compares() []Compare {
-	return []Compare{{model.LivePrefix + a.Node, a.LiveRevision}}
-}
-
-// Compares everything that must still be so for the guest to move.
-func (a Move) Compares() []Compare {
-	return []Compare{
-		{model.LivePrefix + a.From, a.LiveRevision},
-		{model.GuestConfigKey(a.From, a.VMID), a.ConfigRevision},
-		{model.ProtectedPrefix + a.VMID.String(), a.ProtectedRevision},
-		{model.IntentPrefix + a.VMID.String(), 0},
-		{model.GuestConfigKey(a.To, a.VMID), 0},
-		{model.NodePrefix + a.To, a.ToRevision},
-	}
-}
-
-// Compares the intent.
-func (a ClearIntent) Compares() []Compare {
-	return []Compare{{model.IntentPrefix + a.VMID.String(), a.Revision}}
-}
-
-// Compares the status record.
-func (a SetStatus) Compares() []Compare {
-	return []Compare{{model.HAStatusPrefix + a.VMID.SID(), a.IfRevision}}
-}
-
-// Compares the acknowledgement and the file; nothing is written if it is Written.
-func (a Acknowledge) Compares() []Compare {
-	return []Compare{
-		{model.ProtectedPrefix + a.VMID.String(), a.Revision},
-		{model.GuestConfigKey(a.Node, a.VMID), a.ConfigRevision},
-	}
-}
-
-// Compares the acknowledgement.
-func (a Unacknowledge) Compares() []Compare {
-	return []Compare{{model.ProtectedPrefix + a.VMID.String(), a.Revision}}
-}

@@ -28,6 +28,20 @@ func TestEachActionComparesWhatItRestsOn(t *testing.T) {
 		}},
 		{"clear intent", ha.ClearIntent{VMID: 100, Revision: 9}, []ha.Compare{{Key: "intent/100", Revision: 9}}},
 		{"status", ha.SetStatus{VMID: 100, IfRevision: 3}, []ha.Compare{{Key: "ha/service/vm:100", Revision: 3}}},
+		{"status that acts on a command", ha.SetStatus{VMID: 100, Kind: "ct", IfRevision: 3, Command: 4}, []ha.Compare{
+			{Key: "ha/service/ct:100", Revision: 3},
+			{Key: "ha/command/ct:100", Revision: 4},
+		}},
+		{"refused command", ha.DropCommand{VMID: 100, Revision: 4}, []ha.Compare{{Key: "ha/command/vm:100", Revision: 4}}},
+		{"history", ha.NoteHistory{Node: "n3", Revision: 6}, []ha.Compare{{Key: "ha/history/n3", Revision: 6}}},
+		{"hand over", ha.Handover{VMID: 100, From: "n1", To: "n2", ConfigRevision: 7, ProtectedRevision: 8, StatusRevision: 3, ToRevision: 2}, []ha.Compare{
+			{Key: "config/nodes/n1/qemu-server/100.conf", Revision: 7},
+			{Key: "config/nodes/n2/qemu-server/100.conf", Revision: 0},
+			{Key: "protected/100", Revision: 8},
+			{Key: "intent/100", Revision: 0},
+			{Key: "ha/service/vm:100", Revision: 3},
+			{Key: "node/n2", Revision: 2},
+		}},
 		{"acknowledge", ha.Acknowledge{VMID: 100, Node: "n1", Revision: 8, ConfigRevision: 7}, []ha.Compare{
 			{Key: "protected/100", Revision: 8},
 			{Key: "config/nodes/n1/qemu-server/100.conf", Revision: 7},

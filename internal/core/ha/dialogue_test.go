@@ -106,6 +106,16 @@ func line(a ha.Action) string {
 		return "stop " + a.VMID.SID()
 	case ha.Discard:
 		return fmt.Sprintf("discard %s incoming %v", a.VMID.SID(), a.Incoming)
+	case ha.AskFence:
+		return "ask " + a.Node + " " + a.Method
+	case ha.Shoot:
+		return "shoot " + a.Node + " " + a.Method
+	case ha.DropCommand:
+		return fmt.Sprintf("refuse command %s [command %d]", a.VMID.SID(), a.Revision)
+	case ha.Migrate:
+		return fmt.Sprintf("migrate %s to %s", a.VMID.SID(), a.Target)
+	case ha.Handover:
+		return fmt.Sprintf("hand over %s to %s", a.VMID.SID(), a.To)
 	case ha.Wake:
 		return "wake " + a.At.String()
 	default:

@@ -22,10 +22,6 @@ func newLedger() ledger {
 	return ledger{make(map[string]Action), make(map[string]settled), make(map[string]time.Duration)}
 }
 
-func (l ledger) clone() ledger {
-	return ledger{maps.Clone(l.flying), maps.Clone(l.settled), maps.Clone(l.retryAt)}
-}
-
 func (l ledger) done(ev ActionDone) {
 	key := ev.Action.Key()
 	delete(l.flying, key)

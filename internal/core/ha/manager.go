@@ -2,31 +2,50 @@ package ha
 
 import (
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
-	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/place"
-	"sauh.dev/sauh/internal/core/pveconf"
 )
 
 // State is the manager's state machine of one agent; most of the time it only watches another node's manager. It
 // remembers nothing that matters: a manager that takes over decides from its first view on. The zero value is not
 // usable, see [New].
 type State struct {
-	self   string
-	p      Params
-	view   View
-	seen   time.Duration // when view came
-	ready  bool          // a view came at all
-	ledger ledger
+	self     string
+	p        Params
+	view     View
+	seen     time.Duration // when view came
+	ready    bool          // a view came at all
+	ledger   ledger
+	next     time.Duration // the last wake, 0 for none
+	manages  bool          // it is the active one,
+	since    time.Duration // since then
+	inquests map[string]*inquest
+	waits    map[model.VMID]wait
+	sent     map[model.VMID]sending
+	balancer place.Balancer
+}
+
+// sending is how often a guest was to leave a node by this manager's word, and when the last time.
+type sending struct {
+	node  string
+	times int
+	at    time.Duration
+}
+
+// wait is since when this manager knows a record after which it waits.
+type wait struct {
+	revision int64
+	since    time.Duration
 }
 
 // New makes the manager of the node self.
 func New(self string, p Params) State {
-	return State{self: self, p: p, ledger: newLedger()}
+	return State{
+		self: self, p: p, ledger: newLedger(), inquests: make(map[string]*inquest),
+		waits: make(map[model.VMID]wait), sent: make(map[model.VMID]sending),
+	}
 }
 
 // Active reports whether this node's manager is the one that decides, by the last view.
@@ -34,31 +53,84 @@ func (s State) Active() bool {
 	return s.ready && s.view.ManagerRevision != 0 && s.view.Manager.Node == s.self
 }
 
-// Step feeds an event at now, on the clock of all other calls, and returns what is to be done. s itself stays as it is.
+// Step feeds an event at now, on the clock of all other calls, and returns what is to be done. It consumes s: only the state returned
+// may be used again. The maps of a View must not change after it was fed.
 func (s State) Step(now time.Duration, ev Event) (State, []Action) {
-	s.ledger = s.ledger.clone()
 	switch ev := ev.(type) {
 	case View:
 		s.view, s.seen, s.ready = ev, now, true
 		s.ledger.caughtUp(ev.Revision)
+		s.examine(now)
 	case ActionDone:
 		s.ledger.done(ev)
-		if t, ok := ev.Action.(TakeManager); ok && ev.Revision > s.view.Revision {
-			s.view.Manager, s.view.ManagerRevision = t.Manager, ev.Revision
+		switch a := ev.Action.(type) {
+		case TakeManager:
+			if ev.Revision > s.view.Revision {
+				s.view.Manager, s.view.ManagerRevision = a.Manager, ev.Revision
+			}
+		case Shoot:
+			s.shot(now, a)
+		default:
+			return s, s.wakeAgain(0) // what it has changed comes with a view
+		}
+	case FenceResult:
+		s.ledger.done(ActionDone{Action: ev.Action})
+		if next, proved := s.answered(now, ev); !proved {
+			return s, s.wakeAgain(next)
 		}
 	case ActionFailed:
-		s.ledger.failed(ev.Action, now+s.p.Retry)
+		retry := now + s.retry(ev.Action)
+		s.ledger.failed(ev.Action, retry)
+		if a, ok := ev.Action.(AskFence); ok {
+			s.unanswered(a)
+		}
+		return s, s.wakeAgain(retry)
 	}
-	return s, s.decide(now)
+	actions := s.decide(now)
+	s.next = 0
+	if n := len(actions); n > 0 {
+		if w, ok := actions[n-1].(Wake); ok {
+			s.next = w.At
+		}
+	}
+	return s, actions
+}
+
+// retry is the wait after a failed action.
+func (s *State) retry(a Action) time.Duration {
+	if _, ok := a.(Shoot); ok {
+		return 4 * s.p.Retry // a BMC is slow
+	}
+	return s.p.Retry
+}
+
+// wakeAgain repeats the last wake, or asks for an earlier one.
+func (s *State) wakeAgain(at time.Duration) []Action {
+	if at > 0 && (s.next == 0 || at < s.next) {
+		s.next = at
+	}
+	if s.next == 0 || !s.ready {
+		return nil
+	}
+	return []Action{Wake{s.next}}
 }
 
 // decide looks at everything anew and returns what is not under way already.
-func (s State) decide(now time.Duration) []Action {
-	d := decision{State: s, now: now, out: outbox{ledger: s.ledger, now: now}}
-	if !s.ready || !s.view.Quorate || !d.selfUsable() {
+func (s *State) decide(now time.Duration) []Action {
+	if !s.ready || !s.view.Quorate {
 		return nil
 	}
-	if s.Active() {
+	d := decision{State: s, now: now, out: outbox{ledger: s.ledger, now: now}}
+	d.survey()
+	if !d.selfUsable() {
+		return nil
+	}
+	active := s.Active()
+	if active && !s.manages {
+		s.since = now
+	}
+	s.manages = active
+	if active {
 		d.manage()
 	} else {
 		d.watchManager()
@@ -68,31 +140,23 @@ func (s State) decide(now time.Duration) []Action {
 
 // decision is one look at the view.
 type decision struct {
-	State
-	now time.Duration
-	out outbox
-}
-
-func (d *decision) member(name string) (Member, bool) {
-	i := slices.IndexFunc(d.view.Members, func(m Member) bool { return m.Name == name })
-	if i < 0 {
-		return Member{}, false
-	}
-	return d.view.Members[i], true
+	*State
+	now   time.Duration
+	out   outbox
+	nodes map[string]*node
+	names []string // of nodes, in the view's order
+	// moves counts the guests that move to or from each node, flying names those that did when this look began, shown counts the records
+	// that are written for show.
+	moves  map[string]int
+	flying map[string]bool
+	shown  int
+	place  *placing // nil until it is needed
 }
 
 // selfUsable: a node that is fenced or leaving has other worries than to manage.
 func (d *decision) selfUsable() bool {
-	m, ok := d.member(d.self)
-	return ok && m.LiveRevision != 0 && !m.Live.Fenced && !m.Live.Left
-}
-
-// silence is how long m has been silent by now.
-func (d *decision) silence(m Member) time.Duration {
-	if m.Name == d.self {
-		return 0
-	}
-	return m.Silence + d.now - d.seen
+	n := d.nodes[d.self]
+	return n != nil && n.LiveRevision != 0 && !n.Live.Fenced && !n.Live.Left
 }
 
 // watchManager takes the manager's key if whoever holds it is gone.
@@ -112,207 +176,59 @@ func (d *decision) watchManager() {
 // managerGone says why the manager must be replaced, or when to look again.
 func (d *decision) managerGone() (why string, at time.Duration) {
 	name := d.view.Manager.Node
-	m, member := d.member(name)
-	switch silence := d.silence(m); {
+	m := d.nodes[name]
+	switch {
 	case d.view.ManagerRevision == 0:
 		return "there is none", 0
-	case !member || m.LiveRevision == 0:
+	case m == nil || m.LiveRevision == 0:
 		return name + ", the last one, is no member of the cluster", 0
 	case m.Live.Fenced:
 		return name + ", the last one, is fenced", 0
 	case m.Live.Left:
 		return name + ", the last one, has left", 0
-	case silence >= d.p.Suspect:
-		return fmt.Sprintf("%s, the last one, has been silent for %s", name, silence.Round(100*time.Millisecond)), 0
+	case m.silence >= d.p.Suspect:
+		return fmt.Sprintf("%s, the last one, has been silent for %s", name, m.silence.Round(100*time.Millisecond)), 0
 	default:
-		return "", d.now + d.p.Suspect - silence
+		return "", d.now + d.p.Suspect - m.silence
 	}
 }
 
 // manage decides about everything that is wrong in the view.
 func (d *decision) manage() {
 	d.clearIntents()
+	d.countMoves()
 	plan := d.plan()
-	for _, m := range d.view.Members {
-		if m.Name == d.self || m.LiveRevision == 0 || m.Live.Fenced {
-			continue
-		}
-		if m.MayTake {
-			d.cut(m, plan.lost[m.Name])
+	d.inquire(plan)
+	for _, name := range d.names {
+		if n := d.nodes[name]; n.take && !n.Live.Fenced {
+			d.cut(n, plan.lost[name], plan.holds[name])
 		}
 	}
 	for _, g := range plan.fenced {
 		d.move(g)
 	}
 	for _, g := range plan.stuck {
-		d.status(g.guest.VMID, Status{StatusRecovery, g.guest.Node, g.reason})
+		d.recovery(g)
 	}
+	d.services()
+	d.noteSilences()
 }
 
-// clearIntents ends the migrations that lost their source or target: by a cut that holds, or by one that was
-// made since the migration began. DESIGN.md says why deleting the intent decides.
-func (d *decision) clearIntents() {
-	for _, id := range slices.Sorted(maps.Keys(d.view.Intents)) {
-		in := d.view.Intents[id]
-		for _, end := range []struct {
-			role, node string
-			epoch      uint64
-		}{{"source", in.Source, in.SourceEpoch}, {"target", in.Target, in.TargetEpoch}} {
-			m, ok := d.member(end.node)
-			if ok && m.LiveRevision != 0 && (m.Live.Fenced || m.Live.Epoch > end.epoch) {
-				d.out.add(ClearIntent{id, in.Revision, fmt.Sprintf("its %s %s was fenced (epoch %d)", end.role, end.node, m.Live.Epoch)})
-				break
-			}
-		}
-	}
-}
-
-// placed is a guest of a lost node and where it would go.
-type placed struct {
-	guest  Guest
-	to     string // "" with a reason
-	reason string
-}
-
-// plan is where the guests of lost nodes go.
-type plan struct {
-	lost   map[string][]placed // by node that may be taken or soon may, not fenced: those that can move
-	fenced []placed            // of fenced nodes: those that can move now
-	stuck  []placed            // those that cannot, with the reason
-}
-
-// plan places all guests that a fenced or silent node holds, in one go, so that each counts for the next.
-func (d *decision) plan() plan {
-	p := plan{lost: make(map[string][]placed)}
-	requests, guests := d.requests(&p)
-	if len(requests) == 0 {
-		return p
-	}
-	for _, pl := range place.Plan(requests, d.cluster()) {
-		g := placed{guests[pl.Request.VMID], pl.Node, place.Explain(pl.Verdicts)}
-		m, _ := d.member(g.guest.Node)
-		switch {
-		case m.Live.Fenced && g.to != "":
-			p.fenced = append(p.fenced, g)
-		case g.to != "":
-			p.lost[m.Name] = append(p.lost[m.Name], g)
-		case m.Live.Fenced || m.MayTake:
-			p.stuck = append(p.stuck, g)
-		}
-	}
-	return p
-}
-
-// requests are the guests of lost nodes that may be taken; those that may not are stuck.
-func (d *decision) requests(p *plan) ([]place.Request, map[model.VMID]Guest) {
-	var requests []place.Request
-	guests := make(map[model.VMID]Guest)
-	for _, g := range d.view.Guests {
-		state := d.view.Resources[g.VMID]
-		if g.Node == d.self || state != pveconf.HAStarted && state != pveconf.HAStopped || d.moved(g) {
-			continue
-		}
-		m, member := d.member(g.Node)
-		taken := m.Live.Fenced || m.MayTake
-		switch {
-		case !member:
-			p.stuck = append(p.stuck, placed{guest: g, reason: cannot(g, "%s is no member of the cluster, so its file must be moved by hand", g.Node)})
-			continue
-		case m.LiveRevision == 0:
-			continue
-		case !taken && d.silence(m) < d.p.Suspect:
-			d.out.wake(d.now + d.p.Suspect - d.silence(m))
-			continue
-		case !taken:
-			d.out.wake(d.now + d.p.Poll)
-		}
-		switch {
-		case d.view.Protected[g.VMID].Node == g.Node:
-			guests[g.VMID] = g
-			requests = append(requests, place.Request{VMID: g.VMID, MemoryMiB: g.MemoryMiB, Storages: g.Storages})
-		case taken:
-			p.stuck = append(p.stuck, placed{guest: g, reason: cannot(g, "not under guard on %s", g.Node)})
-		}
-	}
-	return requests, guests
-}
-
-func cannot(g Guest, format string, args ...any) string {
-	return g.VMID.SID() + " cannot be taken over: " + fmt.Sprintf(format, args...)
-}
-
-// moved: a Move of this very file is under way, or was carried out and the view does not show it yet.
-func (d *decision) moved(g Guest) bool {
-	_, ok := d.movedTo(g)
-	return ok
-}
-
-func (d *decision) movedTo(g Guest) (string, bool) {
-	m, ok := d.ledger.pending(Move{VMID: g.VMID}.Key()).(Move)
-	return m.To, ok && m.From == g.Node && m.ConfigRevision == g.Revision
-}
-
-// cluster is the view as the placement needs it.
-func (d *decision) cluster() place.Cluster {
-	c := place.Cluster{ReserveMiB: d.p.ReserveMiB}
-	for _, m := range d.view.Members {
-		c.Nodes = append(c.Nodes, place.Node{Name: m.Name, State: d.nodeState(m), MemoryMiB: m.MemoryMiB, Storages: m.Storages})
-	}
-	for _, g := range d.view.Guests {
-		node := g.Node
-		if to, ok := d.movedTo(g); ok {
-			node = to
-		}
-		c.Guests = append(c.Guests, place.Guest{VMID: g.VMID, Node: node, MemoryMiB: g.MemoryMiB})
-	}
-	return c
-}
-
-func (d *decision) nodeState(m Member) place.NodeState {
-	switch {
-	case m.LiveRevision == 0 || m.Live.Left:
-		return place.Offline
-	case m.Live.Fenced:
-		return place.Fenced
-	case m.Name != d.self && (m.MayTake || d.silence(m) >= d.p.Suspect):
-		return place.Suspect
-	default:
-		return place.Online
-	}
-}
-
-// cut fences a node whose lease is over, if that brings back at least one guest. Else the node is
-// better left alone: should it come back, its guests go on where they were.
-func (d *decision) cut(m Member, guests []placed) {
-	if len(guests) == 0 {
+// set writes what becomes of a guest's service, unless the record says so already. A command of that revision is consumed.
+func (d *decision) set(g Guest, st Status, command int64) {
+	old := d.view.Statuses[g.VMID]
+	if old.Says(st) && command == 0 {
 		return
 	}
-	d.out.add(Cut{m.Name, m.LiveRevision, lease.Cut(m.Live, d.self), m.Why})
-	for _, g := range guests {
-		d.status(g.guest.VMID, Status{StatusFence, m.Name, m.Name + " is being cut off, then the guest moves"})
-	}
-}
-
-// move takes a guest from its fenced node, unless a migration must be decided first.
-func (d *decision) move(g placed) {
-	id := g.guest.VMID
-	if _, ok := d.view.Intents[id]; ok {
-		return
-	}
-	from, _ := d.member(g.guest.Node)
-	to, _ := d.member(g.to)
-	d.out.add(Move{
-		VMID: id, From: from.Name, To: to.Name,
-		LiveRevision: from.LiveRevision, ConfigRevision: g.guest.Revision,
-		ProtectedRevision: d.view.Protected[id].Revision, ToRevision: to.Revision,
-		Reason: fmt.Sprintf("%s is fenced (epoch %d); %s", from.Name, from.Live.Epoch, g.reason),
+	d.out.add(SetStatus{
+		VMID: g.VMID, Kind: g.Kind, IfRevision: old.Revision, Command: command, Status: st.after(old.Status, d.self, d.view.Unix),
 	})
 }
 
-// status reports what the manager thinks of a guest, if the record says something else.
-func (d *decision) status(id model.VMID, st Status) {
-	old := d.view.Statuses[id]
-	if old.Status != st {
-		d.out.add(SetStatus{id, old.Revision, st})
-	}
+// undecided: a change of the guest's record is under way, or made and not in the view.
+func (d *decision) undecided(g Guest) bool {
+	return d.ledger.pending(SetStatus{VMID: g.VMID, Kind: g.Kind}.Key()) != nil
 }
+
+// wakeIn asks to be called after wait.
+func (d *decision) wakeIn(wait time.Duration) { d.out.wake(d.now + wait) }

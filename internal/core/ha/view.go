@@ -3,8 +3,10 @@ package ha
 import (
 	"time"
 
+	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/core/rules"
 )
 
 // Params are the times by which both state machines go. Take [DefaultParams] and change what differs.
@@ -24,6 +26,31 @@ type Params struct {
 	BackoffFirst, BackoffMax time.Duration
 	// Stable: a guest that ran for so long starts again without a wait.
 	Stable time.Duration
+	// Ask: a node not heard of by any path for so long is asked for a proof of its death, AskEvery so often. Two answers that are
+	// Confirm apart, and no sign of life in between or after, are one.
+	Ask, AskEvery, Confirm time.Duration
+	// FenceDelay: a node not heard of by any path for so long is shot, if a guest would be recovered by it.
+	FenceDelay time.Duration
+	// TakeAfter is the lease's own wait (lease.Params.TakeAfter).
+	TakeAfter time.Duration
+	// InFlight is how long a write of a QEMU that has ended may be under way on a shared storage (lease.Params.InFlight): the guest starts here again
+	// no sooner, because its successor must not be overtaken.
+	InFlight time.Duration
+	// RebootPatience is how long the guests of a node that reboots in order wait for it, where the policy does not freeze them.
+	RebootPatience time.Duration
+	// Permit is how long a guest that may start only by the manager's word waits for that word.
+	Permit time.Duration
+	// DependencyPatience: a guest that waits so long for others to run starts without them.
+	DependencyPatience time.Duration
+	// StopTries: a guest that could not be stopped so often is in error.
+	StopTries int
+	// MoveBackoff: a guest whose move failed waits so long until the manager tries again, twice as long each further time, up to MoveBackoffMax.
+	MoveBackoff, MoveBackoffMax time.Duration
+	// MovesPerNode is how many guests may move to or from a node at a time, by the manager's choice.
+	MovesPerNode int
+	// A node that was silent FlapCount times within FlapWindow is quarantined: no target for Quarantine after the last.
+	FlapCount              int
+	FlapWindow, Quarantine time.Duration
 }
 
 // DefaultParams are those of production.
@@ -38,6 +65,24 @@ func DefaultParams() Params {
 		BackoffFirst: time.Second,
 		BackoffMax:   30 * time.Second,
 		Stable:       time.Minute,
+
+		Ask:            2 * time.Second, // asking harms nobody
+		AskEvery:       250 * time.Millisecond,
+		Confirm:        500 * time.Millisecond,
+		FenceDelay:     6 * time.Second,
+		TakeAfter:      lease.DefaultParams().TakeAfter(),
+		InFlight:       lease.DefaultParams().InFlight,
+		RebootPatience: time.Minute, // the delay after which Proxmox VE would recover them
+		Permit:         5 * time.Second,
+		StopTries:      3,
+		// Longer than any guest takes to boot; it ends the wait of those that wait for each other.
+		DependencyPatience: 5 * time.Minute,
+		MoveBackoff:        2 * time.Second,
+		MoveBackoffMax:     30 * time.Second,
+		MovesPerNode:       4,
+		FlapCount:          3,
+		FlapWindow:         10 * time.Minute,
+		Quarantine:         10 * time.Minute,
 	}
 }
 
@@ -58,6 +103,32 @@ type Member struct {
 	// still has LiveRevision. Why says the reason, for or against.
 	MayTake bool
 	Why     string
+	// Wait is how long the silence must last yet for MayTake, if that is all that is missing and it is known; 0 else. It saves the polling.
+	Wait time.Duration
+	// Heard is the time since the last sign of life by any path: a renewal, a beacon on either network, a storage watcher. It
+	// counts only where Fencing is used; an agent that leaves it 0 never shoots.
+	Heard time.Duration
+	// Fencing are the configured ways to prove the member dead, in the order of their use.
+	Fencing []FenceMethod
+	// Proofs are those that the agent has found by itself.
+	Proofs []Proof
+	// Request, Mode, Health and History are the records of the member; a record that is not there is its zero value.
+	Request         NodeRequest
+	Mode            NodeMode
+	Health          NodeHealth
+	History         History
+	HistoryRevision int64
+	// CPUs is the number of processors, Load what the member's guests use of it at the moment.
+	CPUs int
+	Load Load
+	// Rack and Site are the member's failure domains, "" where nobody said.
+	Rack, Site string
+}
+
+// Load is what was measured, lossy and a few seconds old. The zero value is "not known".
+type Load struct {
+	CPU       float64 // processors in use: 1.5 is one and a half
+	MemoryMiB int64
 }
 
 // Guest is one guest's file.
@@ -70,7 +141,20 @@ type Guest struct {
 	Storages []string
 	// Local names a volume or device that only Node has, "" if there is none. Such a guest cannot move, so it is not put under the guard.
 	Local string
+	// Kind is the service's type, "vm" where it is "".
+	Kind string
+	// Lock is the guest's configuration lock, "" if there is none. Such a guest is not moved by choice.
+	Lock string
+	// RBD: all its writable disks are on RBD, so that a blocklist entry alone proves that its old QEMU writes nothing.
+	RBD bool
+	// NoLive says why it cannot migrate while it runs, "" if it can. It is relocated instead, as each ct is.
+	NoLive string
+	CPUs   int
+	Load   Load
 }
+
+// SID is the name of the guest's service, "vm:100".
+func (g Guest) SID() string { return sid(g.Kind, g.VMID) }
 
 // Protected is a protected/<vmid> record.
 type Protected struct {
@@ -81,34 +165,6 @@ type Protected struct {
 // Intent is an intent/<vmid> record.
 type Intent struct {
 	model.Intent
-	Revision int64
-}
-
-// Status is the JSON under ha/service/<sid>: what the owner's worker, or the manager while the owner is lost, last decided.
-type Status struct {
-	State  StatusState `json:"state"`
-	Node   string      `json:"node"`
-	Reason string      `json:"reason,omitempty"`
-}
-
-// StatusState is what `ha status` shows. The words are Proxmox VE's.
-type StatusState string
-
-// The states of an HA resource. Fence and Recovery are the manager's, the others the worker's.
-const (
-	StatusStarting StatusState = "starting"
-	StatusStarted  StatusState = "started"
-	StatusStopping StatusState = "request_stop"
-	StatusStopped  StatusState = "stopped"
-	StatusMigrate  StatusState = "migrate"
-	StatusError    StatusState = "error"
-	StatusFence    StatusState = "fence"    // its node is being cut off
-	StatusRecovery StatusState = "recovery" // its node is lost and it waits for a place
-)
-
-// StatusRecord is a Status and its revision in the store.
-type StatusRecord struct {
-	Status
 	Revision int64
 }
 
@@ -129,6 +185,16 @@ type View struct {
 	Protected map[model.VMID]Protected
 	Intents   map[model.VMID]Intent
 	Statuses  map[model.VMID]StatusRecord
+	// Config is what ha/resources.cfg says beyond the requested state. A resource that is missing has no limits on its tries.
+	Config   map[model.VMID]Resource
+	Commands map[model.VMID]CommandRecord
+	Policy   Policy
+	Mode     Mode
+	// Rules are those of ha/rules.cfg, compiled for these members; nil for none.
+	Rules *rules.Set
+	// Unix is the wall clock in seconds. It is compared with Until of what was disarmed for a time and kept in histories; nothing
+	// else depends on it.
+	Unix int64
 }
 
 // LocalView is an event: all that a node's worker looks at. The agent feeds one whenever something in it changed, when a
@@ -152,6 +218,21 @@ type LocalView struct {
 	// Busy maps a guest to the task on this node that has it in hand (a migration, a person's start or stop). The worker
 	// leaves it alone meanwhile.
 	Busy map[model.VMID]string
+	// Config, Commands, Policy, Mode and Unix are as in View.
+	Config   map[model.VMID]Resource
+	Commands map[model.VMID]CommandRecord
+	Policy   Policy
+	Mode     Mode
+	Unix     int64
+	// Members maps each member to the revision of node/<name>. Without it no guest is handed over.
+	Members map[string]int64
+	// Request, NodeMode and Health are this node's records. A mode of another boot is none.
+	Request  NodeRequest
+	NodeMode NodeMode
+	Health   NodeHealth
+	// AwaitManager: a guest that was stopped starts only when the manager says so, because rules, an order or a limit may speak against it. It is
+	// set where such things are configured. What ran already, and what the manager moved here, does not wait.
+	AwaitManager bool
 }
 
 // Process is a QEMU on this machine.
@@ -159,6 +240,10 @@ type Process struct {
 	State ProcessState
 	// Guarded: the guard confirmed that it watches this guest.
 	Guarded bool
+	// Answers: the guest agent has answered since the guest started.
+	Answers bool
+	// Sick says what is wrong with a guest that runs: SickPanicked or SickSilent, "" if nothing is known to be.
+	Sick Sickness
 }
 
 // ProcessState is what the agent knows of a QEMU.
@@ -170,7 +255,7 @@ const (
 	ProcessIncoming                     // started to receive a migration, and never continued
 )
 
-// Event is View, LocalView, Tick, ActionDone, ActionFailed or ProcessGone.
+// Event is View, LocalView, Tick, ActionDone, ActionFailed, FenceResult or ProcessGone.
 type Event interface{ isEvent() }
 
 // Tick says that time passed; it answers Wake where no new view is to be had.
@@ -199,12 +284,22 @@ const (
 	FailOther    FailKind = iota
 	FailConflict          // a compare did not hold, or what the decision rested on is no longer so: nothing is wrong
 	FailLocked            // Start only: another process has an image open
+	FailUnready           // the node cannot at the moment, whatever the guest: no quorum, a lease too short, the guard does not answer
 )
 
 // ProcessGone says that a QEMU of this machine ended, whatever the cause. It
 // comes at once, before a view without the process.
 type ProcessGone struct{ VMID model.VMID }
 
+// FenceResult is the outcome of AskFence, instead of ActionDone.
+type FenceResult struct {
+	Action AskFence
+	// Off: the method says that the node has no power. Everything else, errors included, is no answer and changes nothing.
+	Off    bool
+	Reason string
+}
+
+func (FenceResult) isEvent()  {}
 func (View) isEvent()         {}
 func (LocalView) isEvent()    {}
 func (Tick) isEvent()         {}

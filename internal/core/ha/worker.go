@@ -2,8 +2,6 @@ package ha
 
 import (
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
 	"sauh.dev/sauh/internal/core/model"
@@ -19,39 +17,25 @@ type Worker struct {
 	ready  bool
 	ledger ledger
 	guests map[model.VMID]tries
-}
-
-// tries is what the worker remembers of a guest.
-type tries struct {
-	state     pveconf.HAState // asked for; a change makes everything below anew
-	attempts  int             // starts since the guest last ran stably
-	failures  int             // ends and failed actions since then
-	notBefore time.Duration   // of the next action
-	running   bool            // it was seen, or started,
-	since     time.Duration   // then
-	locked    bool            // its image was locked at the last start, and has been
-	lockedAt  time.Duration   // since then
-	stale     bool            // something was done that the view does not show
-	note      string          // what happened last, for the status
-	err       bool            // note is an error
+	lonely bool          // there has been no quorum or lease
+	since  time.Duration // since then
+	// seen are when the guests on which others wait were first seen to run.
+	seen map[model.VMID]time.Duration
 }
 
 // NewWorker makes the worker of the node self.
 func NewWorker(self string, p Params) Worker {
-	return Worker{self: self, p: p, ledger: newLedger(), guests: make(map[model.VMID]tries)}
+	return Worker{self: self, p: p, ledger: newLedger(), guests: make(map[model.VMID]tries), seen: make(map[model.VMID]time.Duration)}
 }
 
-// Step feeds an event at now, on the clock of all other calls, and returns what is to be done. w itself stays as it is.
+// Step feeds an event at now, on the clock of all other calls, and returns what is to be done. It consumes w: only the worker returned
+// may be used again. The maps of a LocalView must not change after it was fed.
 func (w Worker) Step(now time.Duration, ev Event) (Worker, []Action) {
-	w.ledger = w.ledger.clone()
-	w.guests = maps.Clone(w.guests)
 	switch ev := ev.(type) {
 	case LocalView:
-		w.look(ev)
+		w.look(now, ev)
 	case ProcessGone:
-		w.view.Processes = maps.Clone(w.view.Processes)
-		delete(w.view.Processes, ev.VMID)
-		w.change(ev.VMID, func(t *tries) { t.stale = false })
+		w.gone(ev.VMID)
 	case ActionDone:
 		w.ledger.done(ev)
 		w.done(now, ev.Action)
@@ -65,12 +49,30 @@ func (w Worker) Step(now time.Duration, ev Event) (Worker, []Action) {
 	return w, w.decide(now)
 }
 
-func (w *Worker) look(v LocalView) {
+func (w *Worker) look(now time.Duration, v LocalView) {
 	w.view, w.ready = v, true
 	w.ledger.caughtUp(v.Revision)
-	for id := range w.guests {
-		w.change(id, func(t *tries) { t.stale = false })
+	for id, t := range w.guests {
+		if t.stale {
+			t.stale = false
+			w.guests[id] = t
+		}
 	}
+	if able := v.Quorate && v.LeaseValid; able || !w.lonely {
+		w.lonely, w.since = !able, now
+	}
+}
+
+// gone notes that a QEMU has ended. The view's own map stays as it is.
+func (w *Worker) gone(id model.VMID) {
+	left := make(map[model.VMID]Process, len(w.view.Processes))
+	for other, p := range w.view.Processes {
+		if other != id {
+			left[other] = p
+		}
+	}
+	w.view.Processes = left
+	w.change(id, func(t *tries) { t.stale = false })
 }
 
 // change edits what is remembered of a guest.
@@ -81,14 +83,22 @@ func (w *Worker) change(id model.VMID, edit func(*tries)) {
 }
 
 func (w *Worker) done(now time.Duration, a Action) {
+	if s, ok := a.(SetStatus); ok {
+		w.change(s.VMID, func(t *tries) { t.owed, t.paid = max(t.owed-t.paid, 0), 0 })
+	}
 	id, ok := subject(a)
 	if !ok {
 		return
 	}
 	w.change(id, func(t *tries) {
 		t.stale, t.note, t.err = true, "", false
-		if _, started := a.(Start); started {
-			t.running, t.since, t.locked = true, now, false
+		switch a.(type) {
+		case Start:
+			t.running, t.since, t.locked, t.owed, t.paid = true, now, false, 0, 0
+		case Stop:
+			t.stops, t.running = 0, false
+		case Reset:
+			t.fail(now, w.p)
 		}
 	})
 }
@@ -104,65 +114,45 @@ func (w *Worker) failed(now time.Duration, ev ActionFailed) {
 		switch {
 		case ev.Kind == FailConflict:
 			t.notBefore = now + w.p.Retry
+		case ev.Kind == FailUnready: // nothing is wrong with the guest: not counted
+			t.notBefore = now + w.p.LockRetry
+			t.note, t.err = verb(ev.Action)+" waits: "+ev.Reason, false
 		case ev.Kind == FailLocked && t.patient(now, w.p):
 			t.notBefore = now + w.p.LockRetry
 			t.note, t.err = "its image is still locked by another process; retrying", false
 		default:
-			t.fail(now, w.p)
 			t.note, t.err = verb(ev.Action)+" failed: "+ev.Reason, true
+			if t.count(ev.Action) {
+				t.fail(now, w.p)
+			}
 		}
 		t.locked = t.locked && ev.Kind == FailLocked
 	})
 }
 
-// patient notes since when the image is locked and reports whether whoever holds it may still be the QEMU that a
-// guard is about to kill.
-func (t *tries) patient(now time.Duration, p Params) bool {
-	if !t.locked {
-		t.locked, t.lockedAt = true, now
-	}
-	return now-t.lockedAt < p.LockPatience
-}
-
-// fail counts one more failure and sets the wait after it: none after the first, then doubling.
-func (t *tries) fail(now time.Duration, p Params) {
-	var wait time.Duration
-	if t.failures > 0 {
-		wait = min(p.BackoffFirst<<min(t.failures-1, 20), p.BackoffMax)
-	}
-	t.notBefore = now + wait
-	t.failures++
-}
-
-// ended notes that the guest's QEMU is gone. One that ran stably starts with a clean sheet.
-func (t *tries) ended(now time.Duration, p Params) {
-	if now-t.since >= p.Stable {
-		t.attempts, t.failures = 0, 0
-	}
-	t.running = false
-	t.note, t.err = "its QEMU ended; it is started again", false
-	t.fail(now, p)
-}
-
 // observe notes which guests run and which have ended.
 func (w *Worker) observe(now time.Duration) {
-	known := make(map[model.VMID]bool)
+	known := make(map[model.VMID]bool, len(w.view.Guests))
 	for _, g := range w.view.Guests {
 		known[g.VMID] = true
 		t := w.guests[g.VMID]
 		if state := w.view.Resources[g.VMID]; t.state != state {
-			t = tries{state: state, stale: t.stale}
+			t = tries{state: state, stale: t.stale, here: t.here, ran: t.ran, endedAt: t.endedAt}
 		}
 		p, runs := w.view.Processes[g.VMID]
 		runs = runs && p.State == ProcessRunning
+		if t.here && !runs {
+			t.ran, t.endedAt = true, now
+		}
+		t.here = runs
 		switch {
 		case t.stale:
-		case w.leaveAlone(g.VMID):
+		case w.leaveAlone(g.VMID), !runs && w.ending(g.VMID):
 			t.running = false
 		case runs && !t.running:
 			t.running, t.since, t.locked = true, now, false
 			t.note, t.err = "", false
-		case !runs && t.running && t.state == pveconf.HAStarted:
+		case !runs && t.running && t.state == pveconf.HAStarted && w.view.NodeMode.Ends == "":
 			t.ended(now, w.p)
 		case !runs:
 			t.running = false
@@ -176,6 +166,15 @@ func (w *Worker) observe(now time.Duration) {
 	}
 }
 
+// ending: this worker has the guest's QEMU ended, or moved, at the moment.
+func (w *Worker) ending(id model.VMID) bool {
+	switch w.ledger.flying[Stop{VMID: id}.Key()].(type) {
+	case Stop, Migrate, Discard:
+		return true
+	}
+	return false
+}
+
 // leaveAlone: a task or a migration has the guest in hand.
 func (w *Worker) leaveAlone(id model.VMID) bool {
 	_, intent := w.view.Intents[id]
@@ -183,176 +182,44 @@ func (w *Worker) leaveAlone(id model.VMID) bool {
 	return intent || busy
 }
 
-// subject is the guest of an action that has the guest's key.
-func subject(a Action) (model.VMID, bool) {
-	switch a := a.(type) {
-	case Start:
-		return a.VMID, true
-	case Stop:
-		return a.VMID, true
-	case Acknowledge:
-		return a.VMID, true
-	case Unacknowledge:
-		return a.VMID, true
-	case Discard:
-		return a.VMID, true
-	}
-	return 0, false
+// runs: the guest's QEMU is here and has run.
+func (w *Worker) runs(id model.VMID) bool {
+	p, ok := w.view.Processes[id]
+	return ok && p.State == ProcessRunning
 }
 
-// verb names an action in a sentence about its failure.
-func verb(a Action) string {
-	switch a.(type) {
-	case Start:
-		return "start"
-	case Stop:
-		return "stop"
-	case Acknowledge:
-		return "putting it under the guard"
-	case Unacknowledge:
-		return "taking it from the guard"
-	default:
-		return "killing its leftover QEMU"
+// MayLeave says whether a node that ends in order (LocalView.NodeMode) has nothing left to wait for, or else for what it waits. The agent
+// asks after each step; it then ends what HA does not care for, and its lease with it.
+func (w Worker) MayLeave(now time.Duration) (bool, string) {
+	if !w.ready {
+		return false, "it has not seen the cluster yet"
 	}
-}
-
-// decide looks at each guest anew and returns what is not under way already.
-func (w *Worker) decide(now time.Duration) []Action {
-	if !w.view.Quorate || !w.view.LeaseValid {
-		return nil
+	if w.lonely {
+		if left := w.p.TakeAfter - (now - w.since); left > 0 {
+			return false, "there is no quorum"
+		}
+		return true, ""
 	}
-	o := outbox{ledger: w.ledger, now: now}
-	mine := make(map[model.VMID]bool)
 	for _, g := range w.view.Guests {
-		mine[g.VMID] = true
-		w.keep(&o, g)
-	}
-	for _, id := range slices.Sorted(maps.Keys(w.view.Processes)) {
-		if !mine[id] && !w.leaveAlone(id) {
-			w.act(&o, Discard{VMID: id, Reason: "its file is not under this node's path, and no migration brings it here"})
+		_, ha := w.view.Resources[g.VMID]
+		if !ha || !w.managed(g) {
+			continue
+		}
+		if _, acting := w.ledger.flying["guest "+g.VMID.SID()]; acting || w.leaveAlone(g.VMID) {
+			return false, "something is being done with " + g.SID()
+		}
+		if w.mustLeave(g) {
+			return false, fmt.Sprintf("%s has not left yet", g.SID())
+		}
+		if _, runs := w.view.Processes[g.VMID]; runs && w.view.Statuses[g.VMID].State != StatusError {
+			return false, fmt.Sprintf("%s still runs", g.SID())
 		}
 	}
-	return o.actions()
+	return true, ""
 }
 
-// act gives an action on a guest out unless it must wait, and reports whether it is under way now.
-func (w *Worker) act(o *outbox, a Action) {
-	id, _ := subject(a)
-	t := w.guests[id]
-	if t.stale {
-		return
-	}
-	if o.now < t.notBefore {
-		o.wake(t.notBefore)
-		return
-	}
-	before := len(o.list)
-	o.add(a)
-	if _, start := a.(Start); start && len(o.list) > before {
-		t.attempts++
-	}
-	w.guests[id] = t
-}
-
-// keep brings one guest of this node one step closer to what was asked for.
-func (w *Worker) keep(o *outbox, g Guest) {
-	state, ha := w.view.Resources[g.VMID]
-	prot := w.view.Protected[g.VMID]
-	if in, ok := w.view.Intents[g.VMID]; ok && ha {
-		w.status(o, g.VMID, StatusMigrate, "from "+in.Source+" to "+in.Target)
-	}
-	if w.leaveAlone(g.VMID) {
-		return
-	}
-	if !ha || state == pveconf.HAIgnored {
-		if prot.Node == w.self {
-			w.act(o, Unacknowledge{g.VMID, prot.Revision, "it is no HA resource"})
-		}
-		return
-	}
-	w.report(o, g, state)
-	if a := w.next(g, state, prot); a != nil {
-		w.act(o, a)
-	}
-}
-
-// next is the first thing that is wrong with an HA resource of this node.
-func (w *Worker) next(g Guest, state pveconf.HAState, prot Protected) Action {
-	p, runs := w.view.Processes[g.VMID]
-	t := w.guests[g.VMID]
-	switch {
-	case runs && p.State == ProcessIncoming:
-		return Discard{g.VMID, true, "it waits for a migration that was decided otherwise"}
-	case g.Local != "" && prot.Node == w.self:
-		return Unacknowledge{g.VMID, prot.Revision, "only this node has " + g.Local}
-	case g.Local == "" && prot.Node != w.self:
-		return Acknowledge{g.VMID, w.self, prot.Revision, g.Revision, false, "it is an HA resource"}
-	case g.Local == "" && runs && !p.Guarded:
-		return Acknowledge{g.VMID, w.self, prot.Revision, g.Revision, true, "its record stands, and the guard does not know it"}
-	case state == pveconf.HAStarted && !runs:
-		return Start{g.VMID, t.attempts + 1, w.pills(g), startReason(t)}
-	case state != pveconf.HAStarted && runs:
-		return Stop{g.VMID, "the requested state is " + string(state)}
-	}
-	return nil
-}
-
-func startReason(t tries) string {
-	if t.note != "" {
-		return t.note
-	}
-	return "the requested state is started"
-}
-
-// pills are for every fenced node: one of them may hold the image, by a QEMU that its guard froze. A node that has
-// registered again has none left; to it a pill with its own epoch says nothing.
-func (w *Worker) pills(g Guest) []Pill {
-	if g.Local != "" {
-		return nil
-	}
-	var out []Pill
-	for _, node := range slices.Sorted(maps.Keys(w.view.Fenced)) {
-		if node != w.self {
-			out = append(out, Pill{node, w.view.Fenced[node]})
-		}
-	}
-	return out
-}
-
-// report writes the guest's status.
-func (w *Worker) report(o *outbox, g Guest, state pveconf.HAState) {
-	t := w.guests[g.VMID]
-	if t.stale {
-		return
-	}
-	p, runs := w.view.Processes[g.VMID]
-	runs = runs && p.State == ProcessRunning
-	reason := t.note
-	if reason == "" && g.Local != "" {
-		reason = fmt.Sprintf("without protection: only %s has %s", w.self, g.Local)
-	}
-	w.status(o, g.VMID, t.status(state == pveconf.HAStarted, runs), reason)
-}
-
-// status is what the guest is, given whether it is wanted to run, and runs.
-func (t tries) status(wanted, runs bool) StatusState {
-	switch {
-	case wanted && runs:
-		return StatusStarted
-	case t.err:
-		return StatusError
-	case wanted:
-		return StatusStarting
-	case runs:
-		return StatusStopping
-	default:
-		return StatusStopped
-	}
-}
-
-func (w *Worker) status(o *outbox, id model.VMID, state StatusState, reason string) {
-	st := Status{state, w.self, reason}
-	if old := w.view.Statuses[id]; old.Status != st {
-		o.add(SetStatus{id, old.Revision, st})
-	}
+// mustLeave: the node ends only when this guest is elsewhere.
+func (w *Worker) mustLeave(g Guest) bool {
+	return w.view.Policy.Shutdown == ShutdownMigrate && g.Local == "" &&
+		w.view.Resources[g.VMID] == pveconf.HAStarted && w.view.Statuses[g.VMID].State != StatusError
 }

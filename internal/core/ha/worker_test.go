@@ -19,7 +19,9 @@ type workerTalk struct {
 }
 
 func talkToWorker(t *testing.T) *workerTalk {
-	w := ha.NewWorker("n1", ha.DefaultParams())
+	p := ha.DefaultParams()
+	p.InFlight = 0 // but where a test is about it
+	w := ha.NewWorker("n1", p)
 	d := &workerTalk{v: ha.LocalView{
 		Revision: 1000, Quorate: true, LeaseValid: true,
 		Resources: map[model.VMID]pveconf.HAState{}, Protected: map[model.VMID]ha.Protected{}, Intents: map[model.VMID]ha.Intent{},
@@ -392,4 +394,21 @@ func TestWorkerForgetsFailuresWhenThePersonAsksAnew(t *testing.T) {
 	d.view()
 	d.v.Resources[100] = pveconf.HAStarted
 	d.view("start vm:100 attempt 1")
+}
+
+func TestAGuestThatEndedStartsWhenItsLastWritesAreOver(t *testing.T) {
+	w := ha.NewWorker("n1", ha.DefaultParams())
+	d := talkToWorker(t)
+	d.step = func(now time.Duration, ev ha.Event) (actions []ha.Action) {
+		w, actions = w.Step(now, ev)
+		return actions
+	}
+	d.guest(100, pveconf.HAStarted)
+	d.runs(100)
+	d.v.Statuses[100] = ha.StatusRecord{Status: ha.Status{State: ha.StatusStarted, Node: "n1"}, Revision: 9}
+	d.view()
+	d.now = time.Minute
+	d.ends(100, "status vm:100 starting on n1", "wake 1m0.5s")
+	d.now += 500 * time.Millisecond
+	d.says(ha.Tick{}, "start vm:100 attempt 1")
 }

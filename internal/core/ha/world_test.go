@@ -1,6 +1,7 @@
 package ha_test
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -134,6 +135,7 @@ func newWorld() *world {
 		id := w.guests[i]
 		w.store.set(model.GuestConfigKey(name, id), "memory: 1024")
 		w.store.set(model.ProtectedPrefix+id.String(), model.Protected{Node: name})
+		w.store.set(model.HAStatusPrefix+id.SID(), ha.Status{State: ha.StatusStarted, Node: name})
 	}
 	for _, name := range []string{"n1", "n2"} {
 		w.directors = append(w.directors, &director{self: name, state: ha.New(name, ha.DefaultParams()), seen: w.store.revision, arrived: map[string]time.Duration{}})
@@ -174,7 +176,8 @@ func (w *world) register(m *machine) {
 	live := w.store.kv[key].value.(model.Live)
 	m.off, m.sent = false, nil
 	m.runs, m.paused, m.incoming = map[model.VMID]bool{}, map[model.VMID]int64{}, map[model.VMID]int64{}
-	live.Fenced, live.By = false, ""
+	live.Fenced, live.By, live.Left = false, "", false
+	live.BootID = fmt.Sprintf("%s at %d", m.name, w.store.revision)
 	m.revision = w.store.txn([]ha.Compare{{Key: key, Revision: w.store.kv[key].revision}}, write{key, live})
 	m.epoch, m.deadline = live.Epoch, w.now+lease
 }
@@ -302,7 +305,9 @@ func (w *world) view(d *director, kv map[string]entry) ha.View {
 		v.Members = append(v.Members, ha.Member{
 			Name: m.name, Revision: kv[model.NodePrefix+m.name].revision, MemoryMiB: 16384,
 			Live: live.value.(model.Live), LiveRevision: live.revision, Silence: silence,
-			MayTake: silence >= takeWait && !live.value.(model.Live).Fenced, Why: "its lease is over",
+			MayTake: silence >= takeWait && !live.value.(model.Live).Fenced || live.value.(model.Live).Left, Why: "its lease is over",
+			Heard: silence, Fencing: []ha.FenceMethod{{Name: "bmc", Rehearsed: true}}, Storages: nil,
+			Request: requestIn(kv, m.name), Mode: modeIn(kv, m.name),
 		})
 	}
 	for _, key := range slices.Sorted(maps.Keys(kv)) {
@@ -325,6 +330,58 @@ func (w *world) view(d *director, kv map[string]entry) ha.View {
 	return v
 }
 
+func requestIn(kv map[string]entry, node string) ha.NodeRequest {
+	r, _ := kv[model.HARequestPrefix+node].value.(ha.NodeRequest)
+	return r
+}
+
+func modeIn(kv map[string]entry, node string) ha.NodeMode {
+	m, _ := kv[model.HANodePrefix+node].value.(ha.NodeMode)
+	return m
+}
+
+// handOver is what a worker does that saw the store at a revision: a guest that is wanted elsewhere ends, and its file goes. It is
+// returned unsent; the transaction alone must see to it that nothing has changed.
+func (w *world) handOver(m *machine, id model.VMID, revision int64) (ha.Handover, bool) {
+	kv := w.store.history[revision]
+	st := kv[model.HAStatusPrefix+id.SID()]
+	conf, mine := kv[model.GuestConfigKey(m.name, id)]
+	status, _ := st.value.(ha.Status)
+	_, paused := m.paused[id]
+	if !mine || status.Node != m.name || status.Target == "" || status.Target == m.name || m.off || paused || m.incoming[id] != 0 {
+		return ha.Handover{}, false
+	}
+	if _, intent := kv[model.IntentPrefix+id.String()]; intent {
+		return ha.Handover{}, false
+	}
+	prot := kv[model.ProtectedPrefix+id.String()]
+	return ha.Handover{
+		VMID: id, From: m.name, To: status.Target, ConfigRevision: conf.revision, ProtectedRevision: prot.revision, StatusRevision: st.revision,
+		ToRevision: kv[model.NodePrefix+status.Target].revision, Protected: true,
+	}, true
+}
+
+// leave is an orderly end: no guest runs, then the record says so. The node must know its own record.
+func (w *world) leave(m *machine) {
+	key := model.LivePrefix + m.name
+	if m.off || !w.leased(m) {
+		return
+	}
+	w.store.set(model.HANodePrefix+m.name, ha.NodeMode{Ends: ha.EndsShutdown, BootID: w.store.kv[key].value.(model.Live).BootID})
+	clear(m.runs)
+	live := w.store.kv[key].value.(model.Live)
+	live.Left = true
+	w.store.txn([]ha.Compare{{Key: key, Revision: m.revision}}, write{key, live})
+	m.off, m.sent = true, nil
+}
+
+// report is what a worker writes that finds a guest's record out of date.
+func (w *world) report(m *machine, id model.VMID) {
+	if _, mine := w.store.kv[model.GuestConfigKey(m.name, id)]; mine && w.leased(m) {
+		w.store.set(model.HAStatusPrefix+id.SID(), ha.Status{State: ha.StatusStarted, Node: m.name})
+	}
+}
+
 // carryOut commits an action, by what it compares alone, and returns its revision, or 0.
 func (w *world) carryOut(a ha.Action) int64 {
 	switch a := a.(type) {
@@ -336,6 +393,17 @@ func (w *world) carryOut(a ha.Action) int64 {
 		return w.store.txn(a.Compares(), write{model.IntentPrefix + a.VMID.String(), nil})
 	case ha.SetStatus:
 		return w.store.txn(a.Compares(), write{model.HAStatusPrefix + a.VMID.SID(), a.Status})
+	case ha.AskFence:
+		return w.store.revision
+	case ha.Shoot:
+		m := w.machine(a.Node)
+		m.off, m.sent = true, nil
+		clear(m.runs)
+		return w.store.revision
+	case ha.Handover:
+		from := model.GuestConfigKey(a.From, a.VMID)
+		return w.store.txn(a.Compares(), write{from, nil}, write{model.GuestConfigKey(a.To, a.VMID), w.store.kv[from].value},
+			write{model.ProtectedPrefix + a.VMID.String(), model.Protected{Node: a.To}})
 	case ha.Move:
 		from := model.GuestConfigKey(a.From, a.VMID)
 		return w.store.txn(a.Compares(), write{from, nil}, write{model.GuestConfigKey(a.To, a.VMID), w.store.kv[from].value},
@@ -348,6 +416,10 @@ func (w *world) carryOut(a ha.Action) int64 {
 func (w *world) answer(d *director, i int) {
 	a := d.queue[i]
 	d.queue = slices.Delete(d.queue, i, i+1)
+	if ask, ok := a.(ha.AskFence); ok {
+		w.step(d, ha.FenceResult{Action: ask, Off: w.machine(ask.Node).off})
+		return
+	}
 	if rev := w.carryOut(a); rev != 0 {
 		w.step(d, ha.ActionDone{Action: a, Revision: rev})
 	} else {

@@ -80,3 +80,32 @@ func TestPillSurvivesItsOwnFormatAndNothingElse(t *testing.T) {
 		}
 	}
 }
+
+func TestEveryProfileStandsAndFitsTheGuard(t *testing.T) {
+	g := lease.GuardParams()
+	if err := g.Validate(); err != nil {
+		t.Error(err)
+	}
+	for name, want := range map[string]time.Duration{"": 10520 * time.Millisecond, lease.ProfileDefault: 10520 * time.Millisecond, lease.ProfileFast: 5510 * time.Millisecond} {
+		p, err := lease.Profile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Validate(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if p.TakeAfter() != want {
+			t.Errorf("%s: taken over after %v, want %v", name, p.TakeAfter(), want)
+		}
+		if g.Lease < p.Lease || g.Watchdog > p.Watchdog || g.FreezeMargin != p.FreezeMargin || g.InFlight != p.InFlight || g.ClockErrorPPM != p.ClockErrorPPM {
+			t.Errorf("%s: %+v does not fit the guard's %+v", name, p, g)
+		}
+		p.Watchdog = g.Watchdog
+		if err := p.Validate(); err != nil {
+			t.Errorf("%s with the guard's watchdog: %v", name, err)
+		}
+	}
+	if _, err := lease.Profile("quick"); !errors.Is(err, model.ErrInvalid) {
+		t.Error(err)
+	}
+}

@@ -160,6 +160,9 @@ func (r Renewer) Wake() (at time.Duration, ok bool) {
 	return r.due, !r.busy && (r.phase == reading || r.phase == renewing)
 }
 
+// Live is the record that is in the store for all this node knows; ok is false before it was read or written.
+func (r Renewer) Live() (live model.Live, ok bool) { return r.live, r.known }
+
 // next does what is due.
 func (r Renewer) next(now time.Duration) (Renewer, []Action) {
 	if r.busy || now < r.due {

@@ -9,17 +9,24 @@ import (
 // that Proxmox VE gives them; everything else is JSON of the type named.
 const (
 	ConfigPrefix    = "config/"
-	ClusterKey      = "cluster"     // Cluster
-	NodePrefix      = "node/"       // + name: Node
-	LivePrefix      = "live/"       // + name: Live
-	ProtectedPrefix = "protected/"  // + vmid: Protected
-	IntentPrefix    = "intent/"     // + vmid: Intent
-	TaskPrefix      = "task/"       // + UPID: Task, when it ended
-	JoinPrefix      = "join/"       // + secret id: one-time join secrets
-	ManagerKey      = "ha/manager"  // Manager
-	HAStatusPrefix  = "ha/service/" // + sid: what the manager and the worker last decided
-	VMIDPrefix      = "vmid/"       // + vmid: taken by the guest that has the number, so that no two nodes create it at once; the node's name
-	AppliedPrefix   = "applied/"    // the store's own: which transactions were committed
+	ClusterKey      = "cluster"       // Cluster
+	NodePrefix      = "node/"         // + name: Node
+	LivePrefix      = "live/"         // + name: Live
+	ProtectedPrefix = "protected/"    // + vmid: Protected
+	IntentPrefix    = "intent/"       // + vmid: Intent
+	TaskPrefix      = "task/"         // + UPID: Task, when it ended
+	JoinPrefix      = "join/"         // + secret id: one-time join secrets
+	ManagerKey      = "ha/manager"    // Manager
+	HAStatusPrefix  = "ha/service/"   // + sid: what the manager and the worker last decided
+	VMIDPrefix      = "vmid/"         // + vmid: taken by the guest that has the number, so that no two nodes create it at once; the node's name
+	HACommandPrefix = "ha/command/"   // + sid: a person's command for one service, until it is acted on
+	HARequestPrefix = "ha/request/"   // + name: what a person wants of a node: maintenance, disarm
+	HANodePrefix    = "ha/node/"      // + name: what a node says of its own orderly end
+	HAHealthPrefix  = "ha/health/"    // + name: what a node lost: storages, the guests' network
+	HAHistoryPrefix = "ha/history/"   // + name: when a node was silent
+	HAModeKey       = "ha/mode"       // whether HA is disarmed
+	HARehearsals    = "ha/rehearsal/" // + name: how the ways to fence a node were tried last, []core/fence.Rehearsal
+	AppliedPrefix   = "applied/"      // the store's own: which transactions were committed
 )
 
 // Cluster is the record made by cluster create.
@@ -27,6 +34,8 @@ type Cluster struct {
 	Name    string `json:"name"`
 	UUID    string `json:"uuid"`
 	Created int64  `json:"created"` // Unix seconds
+	// HAProfile names the times of the lease; see core/lease. It is chosen when the cluster is made and never changed.
+	HAProfile string `json:"ha_profile,omitempty"`
 }
 
 // Manager names the node whose agent decides about HA. It is a hint for

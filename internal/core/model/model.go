@@ -59,12 +59,17 @@ type Node struct {
 	// MemberID is the store's own number of the node, in hexadecimal; empty until it is a voter.
 	MemberID string `json:"member_id,omitempty"`
 	Joined   int64  `json:"joined"` // Unix seconds
+	// Rack and Site are the node's failure domains, as a person labelled it; "" if nobody did.
+	Rack string `json:"rack,omitempty"`
+	Site string `json:"site,omitempty"`
 	// What the node found out about itself at its last start.
 	MemoryMiB int64  `json:"memory_mib,omitempty"`
 	CPUs      int    `json:"cpus,omitempty"`
 	Version   string `json:"version,omitempty"`
 	QEMU      string `json:"qemu,omitempty"`  // version, "10.0.2"
 	Accel     string `json:"accel,omitempty"` // "kvm" or "tcg"
+	// UUID is the machine's own, as its firmware names it; "" where it names none.
+	UUID string `json:"uuid,omitempty"`
 }
 
 // Live is a node's liveness record, renewed every R. Its owner writes it with
@@ -82,6 +87,9 @@ type Live struct {
 	Fenced bool `json:"fenced,omitempty"`
 	// By names the node that made the cut.
 	By string `json:"by,omitempty"`
+	// Covers says which guests the proof behind the cut covers: "" all of them, "rbd" those alone whose writable disks
+	// are all on RBD; the others may be taken when the lease is over. It means something only while Fenced is set.
+	Covers string `json:"covers,omitempty"`
 	// Online is when this incarnation of the node registered, Unix seconds by its own clock.
 	Online int64 `json:"online"`
 	// Left means that the node stopped in good order, with no guest running.

@@ -1,6 +1,7 @@
 package place_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -24,18 +25,23 @@ func guest(id model.VMID, on string, mib int64) place.Guest {
 	return place.Guest{VMID: id, Node: on, MemoryMiB: mib}
 }
 
-func TestTheNodeWithTheLeastConfiguredMemoryInPercentIsChosen(t *testing.T) {
+func TestTheNodeWithTheFewestGuestsIsChosen(t *testing.T) {
 	tests := []struct {
 		name    string
 		cluster place.Cluster
 		want    string
 	}{
 		{"empty nodes: the first by name", place.Cluster{Nodes: []place.Node{node("n2"), node("n1")}}, "n1"},
-		{"less memory configured", place.Cluster{Nodes: []place.Node{node("n1"), node("n2")}, Guests: []place.Guest{guest(100, "n1", 512)}}, "n2"},
-		{"the same guest weighs less on a big node", place.Cluster{Nodes: []place.Node{node("n1"), node("n2", memory(65536))}, Guests: []place.Guest{guest(100, "n2", 4096)}}, "n2"},
-		{"same memory, fewer guests", place.Cluster{Nodes: []place.Node{node("n1"), node("n2")}, Guests: []place.Guest{
-			guest(100, "n1", 512), guest(101, "n1", 512), guest(102, "n2", 1024),
+		{"fewer guests", place.Cluster{Nodes: []place.Node{node("n1"), node("n2")}, Guests: []place.Guest{guest(100, "n1", 512)}}, "n2"},
+		{"how big they are makes no difference", place.Cluster{Nodes: []place.Node{node("n1"), node("n2")}, Guests: []place.Guest{
+			guest(100, "n1", 512), guest(101, "n1", 512), guest(102, "n2", 8192),
 		}}, "n2"},
+		{"a guest that does not run does not count", place.Cluster{Nodes: []place.Node{node("n1"), node("n2")}, Guests: []place.Guest{
+			{VMID: 100, Node: "n1", MemoryMiB: 16384, Idle: true}, guest(102, "n2", 512),
+		}}, "n1"},
+		{"a guest on its way counts on both nodes", place.Cluster{Nodes: []place.Node{node("n1"), node("n2"), node("n3")}, Guests: []place.Guest{
+			{VMID: 100, Node: "n1", Target: "n2", MemoryMiB: 512},
+		}}, "n3"},
 		{"the guest does not count against itself", place.Cluster{Nodes: []place.Node{node("n1"), node("n2")}, Guests: []place.Guest{
 			guest(900, "n1", 8192), guest(101, "n2", 512),
 		}}, "n1"},
@@ -89,7 +95,7 @@ func TestTheLastMiBIsGivenAwayAndNotOneMore(t *testing.T) {
 	}
 }
 
-func TestAPlanPlacesTheBiggestFirstAndCountsThem(t *testing.T) {
+func TestAPlanPlacesTheBiggestFirstIfNotAllFindAPlaceByName(t *testing.T) {
 	c := place.Cluster{
 		Nodes:  []place.Node{node("n1", memory(4096)), node("n2", memory(4096)), node("dead", state(place.Fenced))},
 		Guests: []place.Guest{guest(100, "dead", 1024), guest(101, "dead", 3072), guest(102, "dead", 2048), guest(103, "dead", 2048)},
@@ -125,8 +131,20 @@ func TestAPlanGoesOnAfterAGuestThatFindsNoPlace(t *testing.T) {
 
 func TestAChoiceIsExplained(t *testing.T) {
 	_, verdicts := place.Choose(place.Request{VMID: 900, MemoryMiB: 1024}, place.Cluster{Nodes: []place.Node{node("n1")}})
-	if got, want := place.Explain(verdicts), "n1 has 0 other guests and would have 6 % of its memory configured, the least of those possible"; got != want {
+	if got, want := place.Explain(verdicts), "n1 has 0 other guests and would have 6 % of its memory configured, the best of those possible"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+	stay, why := place.NewPlanner(place.Cluster{Nodes: []place.Node{node("n1"), node("n2")}}).Pick(place.Request{VMID: 900, MemoryMiB: 1024, Node: "n2", Prefer: place.Stay})
+	if stay != "n2" || why != "vm:900 is on n2 already" {
+		t.Errorf("got %q: %q", stay, why)
+	}
+	var many []place.Node
+	for i := range 12 {
+		many = append(many, node(string(rune('a'+i)), state(place.Fenced)))
+	}
+	_, verdicts = place.Choose(place.Request{VMID: 900}, place.Cluster{Nodes: many})
+	if got := place.Explain(verdicts); !strings.HasSuffix(got, "h is fenced; and 4 more nodes") {
+		t.Errorf("got %q", got)
 	}
 	if got := place.Explain(nil); got != "the cluster has no nodes" {
 		t.Errorf("got %q", got)

@@ -113,6 +113,9 @@ func TestWrongLinesAreNamedByNumberAndSentence(t *testing.T) {
 		{"mount point", "dir: nas\n\tpath /a\n\tis_mountpoint mnt\n", storages, `line 3: is_mountpoint: "mnt" is not allowed: use yes, no, or the path of the mount point`},
 		{"guest id", "vm: 99\n", resources, `line 1: vm: "99" is not a guest id: use a number from 100 to 999999999`},
 		{"state", "vm: 100\n\tstate run\n", resources, `line 2: state: "run" is not allowed: use started, stopped, disabled or ignored`},
+		{"auto-rebalance", "ct: 100\n\tauto-rebalance maybe\n", resources, `line 2: auto-rebalance: "maybe" is neither true nor false: use 1 or 0`},
+		{"group", "vm: 100\n\tgroup 1\n", resources, `line 2: group: "1" is no name of a group: use at least two letters, digits, '-' and '_', a letter first`},
+		{"type", "v1: 100\n", resources, `line 1: type: "v1" is no type of HA resource: use lower-case letters, such as vm`},
 		{"count", "vm: 100\n\tmax_restart -1\n", resources, `line 2: max_restart: "-1" is not a number of tries: use 0 or more`},
 	}
 	for _, tt := range tests {
@@ -232,6 +235,7 @@ const resourcesCfg = `vm: 100
 vm: 101
 	max_restart 3
 	failback 0
+	auto-rebalance 0
 	state stopped
 
 ct: 102
@@ -244,9 +248,9 @@ func TestHAResourcesAreReadTyped(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []pveconf.HAResource{
-		{Type: "vm", ID: "100", VMID: 100, State: pveconf.HAStarted, MaxRestart: 1, MaxRelocate: 1, Failback: true, Comment: "the ledger's guest"},
+		{Type: "vm", ID: "100", VMID: 100, State: pveconf.HAStarted, MaxRestart: 1, MaxRelocate: 1, Failback: true, AutoRebalance: true, Group: "prefer-n1", Comment: "the ledger's guest"},
 		{Type: "vm", ID: "101", VMID: 101, State: pveconf.HAStopped, MaxRestart: 3, MaxRelocate: 1},
-		{Type: "ct", ID: "102", Unsupported: `resource type "ct" is not supported by this version: only vm is`},
+		{Type: "ct", ID: "102", VMID: 102, State: pveconf.HAStarted, MaxRestart: 1, MaxRelocate: 1, Failback: true, AutoRebalance: true, Unsupported: `resource type "ct" is not supported by this version: only vm is`},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(pveconf.HAResource{}, "Section")); diff != "" {
 		t.Errorf("resources differ (-want +got):\n%s", diff)

@@ -72,7 +72,7 @@ func runServices(ctx context.Context, c Config, boot ledger.BootID, booted time.
 	}
 	region := &section{f: dev, off: LedgerOffset}
 	service := NewLedgerService(region, LedgerSize, boot, buffers[:readBuffer])
-	g := New(c, boot, booted, service, freeMiB()*3/4)
+	g := New(c, boot, booted, service, freeMiB()*3/4, kernelFaults())
 	listeners, err := Listen(ctx, "")
 	if err != nil {
 		return err
@@ -95,6 +95,7 @@ func runServices(ctx context.Context, c Config, boot ledger.BootID, booted time.
 	for _, f := range buttons {
 		wg.Go(func() { say(watchButton(ctx, f, stop)) })
 	}
+	wg.Go(func() { say(g.serveAgent(ctx, stop)) })
 	wg.Go(func() { say(service.Open(time.Now, buffers[readBuffer:])) })
 	fmt.Fprintf(tty, "%s %s %s\n", ReadyPrefix, c.Hostname, c.IP.Addr())
 	if !c.Quiet {

@@ -1,8 +1,8 @@
 // Package guest is the probe guest: what the laboratory's virtual machines
 // run. It is the init of a guest that boots Debian's kernel from its own disk, and whatever a probe
 // can measure from outside: ICMP and UDP echo, a constant-bit-rate stream, large files with known
-// hashes, a given rate of dirtied memory, and a ledger whose records are acknowledged only
-// when they are on the disk.
+// hashes, a given rate of dirtied memory, a ledger whose records are acknowledged only
+// when they are on the disk, and a guest agent. It can be told to fall ill: to leave the agent's questions unanswered, to panic, to hang.
 //
 // It is no production guest and has no security: everything it serves, anyone may use.
 //
@@ -30,7 +30,7 @@ const (
 // The guest's ports.
 const (
 	EchoPort   = 7    // UDP: every datagram comes back
-	HTTPPort   = 80   // /stream, /file, /hash, /dirty, /stats
+	HTTPPort   = 80   // /stream, /file, /hash, /dirty, /stats, and the faults /agent, /panic, /hang
 	LedgerPort = 7000 // TCP: see the ledger's protocol in DESIGN.md
 )
 

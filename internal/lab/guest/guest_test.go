@@ -45,7 +45,7 @@ func newGuest(t *testing.T) *Guest {
 	if err := service.Open(time.Now, make([]byte, 64<<10)); err != nil {
 		t.Fatal(err)
 	}
-	return New(testConfig(), boot, time.Now(), service, 64)
+	return New(testConfig(), boot, time.Now(), service, 64, Faults{})
 }
 
 func TestAConfigurationSurvivesItsBlock(t *testing.T) {
@@ -112,7 +112,7 @@ func TestAFileIsTheSameHoweverItIsRead(t *testing.T) {
 
 func TestTheStreamKeepsItsRateAndCatchesUpAfterAPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := New(testConfig(), ledger.BootID{}, time.Now(), nil, 1)
+		g := New(testConfig(), ledger.BootID{}, time.Now(), nil, 1, Faults{})
 		ctx, cancel := context.WithCancel(t.Context())
 		w := &pausingWriter{header: http.Header{}, pauseAt: 10, pause: time.Second}
 		r := httptest.NewRequestWithContext(ctx, http.MethodGet, "/stream?rate=50000", nil)

@@ -28,6 +28,7 @@ type Stats struct {
 	DirtyMiB    int          `json:"dirty_mib"`
 	Ledger      LedgerStatus `json:"ledger"`
 	GuestUnixNS int64        `json:"guest_unix_ns"`
+	AgentSilent bool         `json:"agent_silent,omitempty"`
 }
 
 // Handler serves the guest's HTTP paths.
@@ -38,6 +39,9 @@ func (g *Guest) Handler() http.Handler {
 	mux.HandleFunc("GET /hash/{mib}", g.hash)
 	mux.HandleFunc("GET /dirty", g.setDirty)
 	mux.HandleFunc("GET /stats", g.stats)
+	mux.HandleFunc("GET /agent", g.setAgent)
+	mux.HandleFunc("GET /panic", g.fault(g.faults.Panic))
+	mux.HandleFunc("GET /hang", g.fault(g.faults.Hang))
 	return mux
 }
 
@@ -164,5 +168,6 @@ func (g *Guest) stats(w http.ResponseWriter, _ *http.Request) {
 	_ = json.NewEncoder(w).Encode(Stats{ // the client has gone if this fails
 		Hostname: g.config.Hostname, UptimeMS: now.Sub(g.booted).Milliseconds(), BootID: g.boot.String(),
 		DirtyMiBPS: rate, DirtyMiB: size, Ledger: g.ledger.Status(), GuestUnixNS: now.UnixNano(),
+		AgentSilent: g.silent.Load(),
 	})
 }

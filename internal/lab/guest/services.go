@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"sauh.dev/sauh/internal/lab/guest/ledger"
@@ -20,11 +21,13 @@ type Guest struct {
 	ledger   *LedgerService
 	dirty    *Dirtier
 	maxDirty int // MiB
+	faults   Faults
+	silent   atomic.Bool // the guest agent
 }
 
-// New puts the services of a boot together. maxDirtyMiB bounds what /dirty may use of the guest's memory.
-func New(c Config, boot ledger.BootID, booted time.Time, l *LedgerService, maxDirtyMiB int) *Guest {
-	return &Guest{config: c, boot: boot, booted: booted, ledger: l, dirty: NewDirtier(), maxDirty: maxDirtyMiB}
+// New puts the services of a boot together. maxDirtyMiB bounds what /dirty may use of the guest's memory; a fault that is nil cannot be asked for.
+func New(c Config, boot ledger.BootID, booted time.Time, l *LedgerService, maxDirtyMiB int, f Faults) *Guest {
+	return &Guest{config: c, boot: boot, booted: booted, ledger: l, dirty: NewDirtier(), maxDirty: maxDirtyMiB, faults: f}
 }
 
 // Listeners are where the services listen.

@@ -30,7 +30,7 @@ import (
 var ErrMissing = errors.New("cannot build the probe guest's image")
 
 // formatVersion is part of the name of every image and kernel; raise it when the builder changes what it writes.
-const formatVersion = "3"
+const formatVersion = "4"
 
 // DefaultCacheDir is where kernels and images are kept if Options do not say otherwise.
 const DefaultCacheDir = "/var/cache/sauh/lab"

@@ -20,6 +20,8 @@ func wantedModules() []string {
 		"virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
 		"failover", "net_failover", "virtio_net", "virtio_blk",
 		"evdev", "button", // the ACPI power button
+		"virtio_console",         // the guest agent's port
+		"pvpanic", "pvpanic_pci", // says that the kernel panicked
 	}
 }
 

@@ -47,7 +47,7 @@ func (g *guest) On(node string) *guest {
 		g.create(node)
 		row, err = g.Find()
 	case err == nil && row.HA != "":
-		err = g.r.API("n1").HARemove(g.r.ctx(5*time.Second), g.id.SID())
+		err = g.r.API("n1").HARemove(g.r.ctx(5*time.Second), g.id.SID(), false)
 	}
 	if err != nil {
 		g.r.t.Fatalf("guest %d: %v", g.id, err)

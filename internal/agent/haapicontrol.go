@@ -1,0 +1,260 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"sauh.dev/sauh/internal/agent/mirror"
+	"sauh.dev/sauh/internal/api"
+	"sauh.dev/sauh/internal/core/ha"
+	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/store"
+)
+
+// picture is the cluster as the manager would judge it now.
+func (h *haAPI) picture() ha.Picture { return ha.Look(h.node, h.params, h.view()) }
+
+// resource is the id of a guest that is an HA resource.
+func (h *haAPI) resource(sid string) (model.VMID, error) {
+	id, err := pveconf.ParseSID(sid)
+	if err != nil {
+		return 0, err
+	}
+	all, err := h.known()
+	if err != nil {
+		return 0, err
+	}
+	if findResource(all, id) < 0 {
+		return 0, noResource(id)
+	}
+	return id, nil
+}
+
+// Move implements api.HAControl. The manager judges the wish anew when it acts on it.
+func (h *haAPI) Move(ctx context.Context, sid, kind, node string) (api.HAMove, error) {
+	id, err := h.resource(sid)
+	if err != nil {
+		return api.HAMove{}, err
+	}
+	if _, err := h.roster.node(node); err != nil {
+		return api.HAMove{}, err
+	}
+	out := api.HAMove{SID: id.SID(), Node: node}
+	p, c := h.picture(), ha.Command{Kind: ha.CommandKind(kind), Target: node}
+	refusal, with := p.Refusal(id, c)
+	if refusal != "" {
+		for _, b := range p.Blocks(id, node) {
+			cause := "resource-affinity"
+			if b.ByNodes {
+				cause = "node-affinity"
+			}
+			out.Blocking = append(out.Blocking, api.HABlocking{SID: b.SID, Cause: cause})
+		}
+		if len(out.Blocking) > 0 {
+			return out, nil
+		}
+		return out, model.Errorf(model.ErrBusy, "%s cannot %s to %s: %s", id.SID(), kind, node, refusal)
+	}
+	out.With = with
+	what := fmt.Sprintf("ask that %s %s to %s", id.SID(), kind, node)
+	return out, h.editRecord(ctx, what, model.HACommandPrefix+id.SID(), func([]byte) ([]byte, error) { return mustJSON(c), nil })
+}
+
+// StopService implements api.HAControl: the requested state and the time that the stop may take are one transaction.
+func (h *haAPI) StopService(ctx context.Context, sid string, timeout time.Duration) error {
+	id, err := h.resource(sid)
+	if err != nil {
+		return err
+	}
+	what := "stop " + id.SID()
+	for range editTries {
+		file, err := read(ctx, h.st, haResourcesKey)
+		if err != nil {
+			return writeError(what, err)
+		}
+		command, err := read(ctx, h.st, model.HACommandPrefix+id.SID())
+		if err != nil {
+			return writeError(what, err)
+		}
+		f, err := pveconf.ParseSections(file.Value)
+		if err != nil {
+			return inFile(haResourcesKey, err)
+		}
+		i := findSection(f, "vm", id.String())
+		if i < 0 {
+			return noResource(id)
+		}
+		if err := apply(&f.Sections[i], api.Edit{Set: map[string]string{"state": "stopped"}}, pveconf.HAResourceFromSection); err != nil {
+			return err
+		}
+		next, err := f.Print()
+		if err != nil {
+			return err
+		}
+		_, err = h.st.Txn(ctx, store.Txn{
+			If: []store.Cond{{Key: file.Key, Revision: file.ModRevision}, {Key: command.Key, Revision: command.ModRevision}},
+			Then: []store.Op{
+				store.Put(file.Key, next),
+				store.Put(command.Key, mustJSON(ha.Command{Kind: ha.CommandStop, TimeoutSeconds: int(timeout / time.Second)})),
+			},
+		})
+		if !errors.Is(err, store.ErrConflict) {
+			return writeError(what, err)
+		}
+	}
+	return writeError(what, store.ErrConflict)
+}
+
+// editTries is how often an edit is repeated when somebody else was faster.
+const editTries = 5
+
+// read is a linearizable Get for which a key that is not there is an empty one of revision 0.
+func read(ctx context.Context, st store.Store, key string) (store.KV, error) {
+	kv, err := st.Get(ctx, key, store.Linearizable)
+	if errors.Is(err, store.ErrNotFound) {
+		return store.KV{Key: key}, nil
+	}
+	return kv, err
+}
+
+// editRecord changes one record by read, change, compare and write; nil deletes it.
+func (h *haAPI) editRecord(ctx context.Context, what, key string, f func(old []byte) ([]byte, error)) error {
+	for range editTries {
+		kv, err := read(ctx, h.st, key)
+		if err != nil {
+			return writeError(what, err)
+		}
+		next, err := f(kv.Value)
+		if err != nil {
+			return err
+		}
+		op := store.Put(key, next)
+		if next == nil {
+			if kv.ModRevision == 0 {
+				return nil
+			}
+			op = store.Delete(key)
+		}
+		_, err = h.st.Txn(ctx, store.Txn{If: []store.Cond{{Key: key, Revision: kv.ModRevision}}, Then: []store.Op{op}})
+		if !errors.Is(err, store.ErrConflict) {
+			return writeError(what, err)
+		}
+	}
+	return writeError(what, store.ErrConflict)
+}
+
+// request changes what persons want of a node; a record that asks for nothing is deleted.
+func (h *haAPI) request(ctx context.Context, what, node string, change func(*ha.NodeRequest)) error {
+	if _, err := h.roster.node(node); err != nil {
+		return err
+	}
+	return h.editRecord(ctx, what, model.HARequestPrefix+node, func(old []byte) ([]byte, error) {
+		var r ha.NodeRequest
+		if len(old) > 0 {
+			if err := json.Unmarshal(old, &r); err != nil {
+				return nil, fmt.Errorf("%s: its record: %w", what, err)
+			}
+		}
+		change(&r)
+		if r == (ha.NodeRequest{}) {
+			return nil, nil
+		}
+		return mustJSON(r), nil
+	})
+}
+
+// Maintenance implements api.HAControl.
+func (h *haAPI) Maintenance(ctx context.Context, node string, on bool) error {
+	what := "end the maintenance of " + node
+	if on {
+		what = "put " + node + " into maintenance"
+	}
+	return h.request(ctx, what, node, func(r *ha.NodeRequest) { r.Maintenance = on })
+}
+
+// Disarm implements api.HAControl.
+func (h *haAPI) Disarm(ctx context.Context, d api.HADisarm) error {
+	mode, until := ha.Disarm(d.Mode), int64(0)
+	if mode != ha.DisarmFreeze && mode != ha.DisarmIgnore {
+		return model.Invalidf("mode", "%q is not allowed: use freeze or ignore", d.Mode)
+	}
+	if d.For > 0 {
+		until = time.Now().Add(d.For).Unix()
+	}
+	if d.Node != "" {
+		return h.request(ctx, "disarm "+d.Node, d.Node, func(r *ha.NodeRequest) { r.Disarm, r.Until = mode, until })
+	}
+	return h.editRecord(ctx, "disarm the cluster", model.HAModeKey, func([]byte) ([]byte, error) {
+		return mustJSON(ha.Mode{Disarm: mode, Until: until}), nil
+	})
+}
+
+// Arm implements api.HAControl.
+func (h *haAPI) Arm(ctx context.Context, node string) error {
+	if node != "" {
+		return h.request(ctx, "arm "+node, node, func(r *ha.NodeRequest) { r.Disarm, r.Until = ha.Armed, 0 })
+	}
+	return h.editRecord(ctx, "arm the cluster", model.HAModeKey, func([]byte) ([]byte, error) { return nil, nil })
+}
+
+// maxLabel bounds the name of a rack or a site.
+const maxLabel = 63
+
+func isLabel(s string) bool {
+	odd := func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-_.", r)
+	}
+	return len(s) <= maxLabel && !strings.ContainsFunc(s, odd)
+}
+
+// Label implements api.HAControl. Rules that contradict one another by it are dropped and shown by HAStatus.
+func (h *haAPI) Label(ctx context.Context, node string, rack, site *string) error {
+	for param, label := range map[string]*string{"rack": rack, "site": site} {
+		if label != nil && !isLabel(*label) {
+			return model.Invalidf(param, "%q is no name of a %s: use letters, digits, '-', '_' and '.', at most %d", *label, param, maxLabel)
+		}
+	}
+	if _, err := h.roster.node(node); err != nil {
+		return err
+	}
+	return h.editRecord(ctx, "label "+node, model.NodePrefix+node, func(old []byte) ([]byte, error) {
+		var n model.Node
+		if err := json.Unmarshal(old, &n); err != nil {
+			return nil, fmt.Errorf("label %s: its record: %w", node, err)
+		}
+		if rack != nil {
+			n.Rack = *rack
+		}
+		if site != nil {
+			n.Site = *site
+		}
+		return mustJSON(n), nil
+	})
+}
+
+// EndNode implements api.HAControl.
+func (h *haAPI) EndNode(ctx context.Context, reboot bool) error {
+	return h.end(ctx, reboot)
+}
+
+// DrainNode implements api.HAControl.
+func (h *haAPI) DrainNode(ctx context.Context, reboot bool) error {
+	return h.drain(ctx, reboot)
+}
+
+// commandOf is a command that waits, as a sentence; "" for none.
+func commandOf(s mirror.Snapshot, sid string) string {
+	c, err := mirror.Get[ha.Command](s, model.HACommandPrefix+sid)
+	switch {
+	case err != nil || c.Revision == 0:
+		return ""
+	case c.Value.Kind == ha.CommandStop:
+		return fmt.Sprintf("stop within %d s", c.Value.TimeoutSeconds)
+	}
+	return string(c.Value.Kind) + " to " + c.Value.Target
+}

@@ -1,0 +1,202 @@
+package agent
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"sauh.dev/sauh/internal/api"
+	corefence "sauh.dev/sauh/internal/core/fence"
+	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/fence"
+)
+
+// fenceDrivers are the ways to fence a node as ha/fence.cfg configures them; *fencing is one.
+type fenceDrivers interface {
+	// methods are those of a node as they are worth now; nobody is asked.
+	methods(node string) ([]fence.Said, error)
+	// rehearse tries each on a node that runs, and notes how it went. With switching the node is really switched off.
+	rehearse(ctx context.Context, node string, switching bool) ([]corefence.Rehearsal, error)
+}
+
+const fenceSecretKey = model.ConfigPrefix + "priv/fence/"
+
+// FenceFile implements api.HAFencing.
+func (h *haAPI) FenceFile(context.Context) (api.HAFenceFile, error) {
+	kv, _ := h.mirror.Snapshot().Get(fenceCfgKey)
+	return api.HAFenceFile{Text: string(kv.Value), Digest: pveconf.Digest(kv.Value)}, nil
+}
+
+// checkFence refuses what could not be used: a method that is silently none is worse than none.
+func (h *haAPI) checkFence(old, next []byte) error {
+	all, err := pveconf.ParseFence(next)
+	if err != nil || old == nil {
+		return err
+	}
+	for _, m := range all {
+		if m.Unsupported != "" {
+			return &model.InvalidError{Param: "type", Line: m.Section.Line, Msg: m.Unsupported}
+		}
+	}
+	var members []string
+	for _, n := range h.roster.nodes() {
+		members = append(members, n.Name)
+	}
+	return pveconf.FenceNodes(all, members)
+}
+
+// SetFenceFile implements api.HAFencing.
+func (h *haAPI) SetFenceFile(ctx context.Context, text, digest string) error {
+	if err := h.checkFence([]byte{}, []byte(text)); err != nil {
+		return err
+	}
+	return editFile(ctx, h.st, "change ha/fence.cfg", fenceCfgKey, func(old []byte) ([]byte, error) {
+		return []byte(text), checkDigest(old, digest)
+	})
+}
+
+func noMethod(id string) error {
+	return model.Errorf(model.ErrNotFound, "no such fencing method '%s': `sauh ha fence list` shows them", id)
+}
+
+func (h *haAPI) editFence(ctx context.Context, what, digest string, change func(*pveconf.SectionFile) error) error {
+	return h.editSections(ctx, sectionEdit{what: what, key: fenceCfgKey, digest: digest, change: change, check: h.checkFence})
+}
+
+// SetFenceMethod implements api.HAFencing.
+func (h *haAPI) SetFenceMethod(ctx context.Context, id api.Section, e api.Edit) error {
+	return h.editFence(ctx, "change fencing method "+id.ID, e.Digest, func(f *pveconf.SectionFile) error {
+		i := findSection(*f, "", id.ID)
+		switch {
+		case i < 0 && id.Type == "":
+			return noMethod(id.ID)
+		case i < 0:
+			f.Sections = append(f.Sections, pveconf.Section{Type: id.Type, ID: id.ID})
+			i = len(f.Sections) - 1
+		case id.Type != "" && id.Type != f.Sections[i].Type:
+			return model.Invalidf("type", "%s is of the type %s: remove it first, or give the new one another name", id.ID, f.Sections[i].Type)
+		}
+		return apply(&f.Sections[i], e, h.usableMethod)
+	})
+}
+
+// usableMethod reads one method, and refuses a node that is not there.
+func (h *haAPI) usableMethod(s pveconf.Section) (pveconf.FenceMethod, error) {
+	m, err := pveconf.FenceFromSection(s)
+	switch {
+	case err != nil:
+		return m, err
+	case m.Unsupported != "":
+		return m, model.Invalidf("type", "%s", m.Unsupported)
+	}
+	for _, n := range m.Nodes {
+		if _, err := h.roster.node(n); err != nil {
+			return m, model.Invalidf("node", "%s", err)
+		}
+	}
+	return m, nil
+}
+
+// RemoveFenceMethod implements api.HAFencing.
+func (h *haAPI) RemoveFenceMethod(ctx context.Context, id string) error {
+	return h.editFence(ctx, "remove fencing method "+id, "", func(f *pveconf.SectionFile) error {
+		i := findSection(*f, "", id)
+		if i < 0 {
+			return noMethod(id)
+		}
+		f.Sections = slices.Delete(f.Sections, i, i+1)
+		return nil
+	})
+}
+
+// maxSecret is more than any BMC's password.
+const maxSecret = 256
+
+// SetFenceSecret implements api.HAFencing.
+func (h *haAPI) SetFenceSecret(ctx context.Context, name, secret string) error {
+	if !isLabel(name) || name == "" || strings.Trim(name, ".") == "" {
+		return model.Invalidf("name", "%q is no name of a password file: use letters, digits, '-', '_' and '.'", name)
+	}
+	secret = strings.TrimRight(secret, "\r\n")
+	if len(secret) > maxSecret || strings.ContainsAny(secret, "\r\n") {
+		return model.Invalidf("secret", "a password is one line of at most %d characters", maxSecret)
+	}
+	return h.editRecord(ctx, "change the password priv/fence/"+name, fenceSecretKey+name, func([]byte) ([]byte, error) {
+		if secret == "" {
+			return nil, nil
+		}
+		return []byte(secret + "\n"), nil
+	})
+}
+
+// FenceMethods implements api.HAFencing.
+func (h *haAPI) FenceMethods(context.Context) ([]api.HAFenceMethod, error) {
+	out := []api.HAFenceMethod{}
+	for _, n := range h.roster.nodes() {
+		of, err := h.methodsOf(n.Name)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, of...)
+	}
+	return out, nil
+}
+
+// methodsOf are a node's methods and how they were tried last.
+func (h *haAPI) methodsOf(node string) ([]api.HAFenceMethod, error) {
+	said, err := h.fencing.methods(node)
+	if err != nil {
+		return nil, err
+	}
+	tried, _ := rehearsalsOf(h.mirror.Snapshot(), node)
+	out := make([]api.HAFenceMethod, 0, len(said))
+	for _, sd := range said {
+		out = append(out, fenceMethod(node, sd.Method, string(sd.Grade), sd.Reason, tried[sd.Method]))
+	}
+	return out, nil
+}
+
+func fenceMethod(node, name, grade, reason string, r corefence.Rehearsal) api.HAFenceMethod {
+	return api.HAFenceMethod{
+		Method: name, Node: node, Grade: grade, Reason: reason,
+		Tried: r.At, Failed: r.Failed, Switched: r.Switched, TookMS: r.Took.Milliseconds(),
+	}
+}
+
+// FenceTest implements api.HAFencing.
+func (h *haAPI) FenceTest(ctx context.Context, node string, switching bool) ([]api.HAFenceMethod, error) {
+	if _, err := h.roster.node(node); err != nil {
+		return nil, err
+	}
+	results, err := h.fencing.rehearse(ctx, node, switching)
+	if err != nil {
+		return nil, err
+	}
+	h.awaitRehearsals(ctx, node, results)
+	said, err := h.fencing.methods(node)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]api.HAFenceMethod, 0, len(results))
+	for _, r := range results {
+		m := fenceMethod(node, r.Method, "", "", r)
+		if i := slices.IndexFunc(said, func(sd fence.Said) bool { return sd.Method == r.Method }); i >= 0 {
+			m.Grade, m.Reason = string(said[i].Grade), said[i].Reason
+		}
+		out = append(out, m)
+	}
+	return out, nil
+}
+
+// awaitRehearsals returns when the mirror shows the results, or does not for a second: the grades are made of them.
+func (h *haAPI) awaitRehearsals(ctx context.Context, node string, results []corefence.Rehearsal) {
+	for range 100 {
+		tried, _ := rehearsalsOf(h.mirror.Snapshot(), node)
+		if !slices.ContainsFunc(results, func(r corefence.Rehearsal) bool { return tried[r.Method].At < r.At }) {
+			return
+		}
+		sleep(ctx, 10*time.Millisecond)
+	}
+}

@@ -1,0 +1,159 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"sauh.dev/sauh/internal/agent/move"
+	"sauh.dev/sauh/internal/core/ha"
+	"sauh.dev/sauh/internal/core/model"
+)
+
+// endingNode is a node with a living record, a worker at work, a guest of HA's that is not to run and an ordinary one that runs.
+type endingNode struct {
+	*node
+	ended func() // the ordinary guest's process is gone
+	mu    sync.Mutex
+	did   []string
+	power error // what bringing the machine down says
+}
+
+func (n *endingNode) note(what string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.did = append(n.did, what)
+}
+
+func (n *endingNode) diary() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return append([]string(nil), n.did...)
+}
+
+func newEndingNode(t *testing.T) *endingNode {
+	n := &endingNode{node: haNode(t)}
+	n.startGuard()
+	n.put(haResourcesKey, "vm: 100\n\tstate stopped\n")
+	n.put(model.GuestConfigKey("n1", 300), "memory: 16\n")
+	n.ended = n.runs(300)
+	e := n.m.ending
+	e.stop = func(context.Context, model.VMID, *proc, func(string, ...any)) error {
+		if n.get(model.HANodePrefix+"n1") == "" {
+			n.note("a guest is stopped before the cluster knows why")
+		}
+		if n.live().Left {
+			n.note("the node left with a guest")
+		}
+		n.note("stopped")
+		n.ended()
+		return nil
+	}
+	e.power = func(_ context.Context, reboot bool) error {
+		if !n.live().Left {
+			n.note("the machine goes down before the node left")
+		}
+		n.note(map[bool]string{true: "reboot", false: "poweroff"}[reboot])
+		return n.power
+	}
+	n.lives()
+	ctx, cancel := context.WithCancel(n.m.ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { n.m.worker.run(ctx) })
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	eventually(t, "the lease is valid", func() bool { _, ok := n.m.live.Valid(); return ok })
+	return n
+}
+
+func TestANodeThatEndsSaysSoFirstAndLeavesLast(t *testing.T) {
+	n := newEndingNode(t)
+	must(t, n.m.ending.EndNode(t.Context(), true))
+	eventually(t, "the machine goes down", func() bool { return len(n.diary()) == 2 })
+	if diff := cmp.Diff([]string{"stopped", "reboot"}, n.diary()); diff != "" {
+		t.Error(diff)
+	}
+	want := string(mustJSON(ha.NodeMode{Ends: ha.EndsReboot, BootID: n.a.boot}))
+	if got := n.get(model.HANodePrefix + "n1"); got != want {
+		t.Errorf("the node says %s, want %s", got, want)
+	}
+	if _, ok := n.m.live.Valid(); ok || !n.m.arrivals.leaving.Load() {
+		t.Errorf("a node that left: lease %v", ok)
+	}
+	if err := n.start(100); !errors.Is(err, model.ErrUnavailable) {
+		t.Errorf("a start after the end: %v", err)
+	}
+}
+
+func TestTheMachineMayGoDownOnlyWhenHAIsDoneWithItsGuests(t *testing.T) {
+	n := newEndingNode(t)
+	unlock, err := n.m.worker.locks.tryLock(100, "migration to n2")
+	must(t, err)
+	done := make(chan error, 2)
+	go func() { done <- n.m.ending.DrainNode(t.Context(), false) }()
+	eventually(t, "the ordinary guest is stopped meanwhile", func() bool { return len(n.diary()) == 1 })
+	go func() { done <- n.m.ending.DrainNode(t.Context(), false) }() // who asks again waits for the same
+	select {
+	case err := <-done:
+		t.Fatalf("it is through: %v", err)
+	case <-time.After(5 * endPace):
+	}
+	unlock()
+	for range 2 {
+		must(t, <-done)
+	}
+	if diff := cmp.Diff([]string{"stopped"}, n.diary()); diff != "" || !n.live().Left {
+		t.Errorf("left: %v\n%s", n.live().Left, diff)
+	}
+}
+
+func TestANodeWhoseMachineDoesNotGoDownServesAgain(t *testing.T) {
+	n := newEndingNode(t)
+	n.power = errors.New("systemd is in trouble")
+	must(t, n.m.ending.EndNode(t.Context(), false))
+	eventually(t, "the machine was to go down", func() bool { return len(n.diary()) == 2 })
+	eventually(t, "the node serves again", func() bool {
+		_, valid := n.m.live.Valid()
+		return valid && !n.live().Left && n.get(model.HANodePrefix+"n1") == "" && !n.m.starter.closed.Load() && !n.m.arrivals.leaving.Load()
+	})
+	n.power = nil
+	must(t, n.m.ending.EndNode(t.Context(), false)) // and can end
+	eventually(t, "the machine goes down", func() bool { return len(n.diary()) == 3 })
+}
+
+// The agent may be stopped with the machine while guests are still leaving; another life of it says what is so then.
+func TestAnAgentThatStopsWhileItsNodeEndsLeavesTheWordStanding(t *testing.T) {
+	n := newEndingNode(t)
+	unlock, err := n.m.worker.locks.tryLock(100, "migration to n2")
+	must(t, err)
+	defer unlock()
+	must(t, n.m.ending.EndNode(t.Context(), false))
+	eventually(t, "the cluster knows", func() bool { return n.get(model.HANodePrefix+"n1") != "" })
+	n.a.tasks.Stop(move.ErrAbandoned)
+	n.m.ending.wait()
+	if n.get(model.HANodePrefix+"n1") == "" || n.live().Left || len(n.diary()) > 1 {
+		t.Errorf("it did %v, the word is %q, left %v", n.diary(), n.get(model.HANodePrefix+"n1"), n.live().Left)
+	}
+	n.m.ending.forget(t.Context())
+	if got := n.get(model.HANodePrefix + "n1"); got != "" {
+		t.Errorf("a new life leaves %s", got)
+	}
+	n.m.ending.forget(t.Context()) // nothing is there
+}
+
+// Without a quorum the word cannot be written, and the lease cannot be given back: it ends by itself.
+func TestANodeWithoutAQuorumEndsWhenItsLeaseIsOver(t *testing.T) {
+	n := newEndingNode(t)
+	n.m.worker.mu.Lock()
+	n.m.worker.leave = leave{}
+	n.m.worker.mu.Unlock()
+	n.st.setQuorum(false)
+	start := time.Now()
+	must(t, n.m.ending.DrainNode(t.Context(), false))
+	if took := time.Since(start); took < shortLease().TakeAfter()-time.Second || n.live().Left {
+		t.Errorf("after %v, left %v", took, n.live().Left)
+	}
+}

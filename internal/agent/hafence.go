@@ -1,0 +1,465 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"sauh.dev/sauh/internal/agent/mirror"
+	corefence "sauh.dev/sauh/internal/core/fence"
+	"sauh.dev/sauh/internal/core/ha"
+	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/fence"
+	"sauh.dev/sauh/internal/store"
+	"sauh.dev/sauh/internal/sys"
+)
+
+const fenceCfgKey = model.ConfigPrefix + "ha/fence.cfg"
+
+// fencing has the methods of ha/fence.cfg asked and fired when the manager says so, keeps the proofs that they bring until a sign of
+// life voids them, and rehearses them while nothing is wrong.
+type fencing struct {
+	node   string
+	log    *slog.Logger
+	st     store.Store
+	mirror *mirror.Mirror
+	live   hearing
+	// beacon is when the last one of a node arrived.
+	beacon  func(node string) (corefence.Sign, bool)
+	quorate func() bool
+	active  atomic.Bool // this node's manager is the one that decides
+
+	wg sync.WaitGroup
+	mu sync.Mutex
+	// sets are the methods, each alone and once a purpose: a BMC that hangs while it is asked keeps nobody from shooting.
+	sets   map[setKey]builtSet                   // guarded by mu, as all below
+	proofs map[string]map[string]corefence.Proof // by node, by method
+	missed map[string]uint64                     // by node and method: the epoch in which its shot failed
+	said   map[string]string                     // by node and method: what it said last
+	freed  map[string]uint64                     // by node: the epoch up to which the storage serves it again
+}
+
+// hearing knows when other nodes were last heard of.
+type hearing interface {
+	Online(node string) bool
+	Renewed(node string) (at time.Duration, ok bool)
+}
+
+// setKey names a set; method "" is all of the node's.
+type setKey struct{ node, method, purpose string }
+
+// builtSet is a set and what it was built from.
+type builtSet struct {
+	*fence.Set
+	from string
+}
+
+func newFencing(f *fencing) *fencing {
+	f.sets, f.proofs = map[setKey]builtSet{}, map[string]map[string]corefence.Proof{}
+	f.missed, f.said, f.freed = map[string]uint64{}, map[string]string{}, map[string]uint64{}
+	return f
+}
+
+// wait returns when nothing of it runs any more.
+func (f *fencing) wait() {
+	f.mu.Lock()
+	sets := f.sets
+	f.sets = map[setKey]builtSet{}
+	f.mu.Unlock()
+	for _, s := range sets {
+		s.Close()
+	}
+	f.wg.Wait()
+}
+
+// methodsFor lists the sections of ha/fence.cfg for a node; a file that cannot be read has none, and the lease goes on.
+func methodsFor(s mirror.Snapshot, node string) ([]pveconf.FenceMethod, int64) {
+	cfg, err := mirror.Decode(s, fenceCfgKey, pveconf.ParseFence)
+	if err != nil {
+		return nil, 0
+	}
+	var out []pveconf.FenceMethod
+	for _, m := range cfg.Value {
+		if m.For(node) {
+			out = append(out, m)
+		}
+	}
+	return out, cfg.Revision
+}
+
+// rehearsalsOf are the last rehearsals of a node's methods.
+func rehearsalsOf(s mirror.Snapshot, node string) (map[string]corefence.Rehearsal, int64) {
+	rec, _ := mirror.Get[[]corefence.Rehearsal](s, model.HARehearsals+node) // what cannot be read was never made
+	out := map[string]corefence.Rehearsal{}
+	for _, r := range rec.Value {
+		out[r.Method] = r
+	}
+	return out, rec.Revision
+}
+
+// set is the methods of a node, or the one named, for a purpose: built anew when something that it rests on changed.
+func (f *fencing) set(snap mirror.Snapshot, key setKey) *fence.Set {
+	cfg, rev := methodsFor(snap, key.node)
+	rehearsals, tried := rehearsalsOf(snap, key.node)
+	node, _ := mirror.Get[model.Node](snap, model.NodePrefix+key.node)
+	guests := guestsToFence(snap, key.node)
+	from := fmt.Sprint(rev, tried, node.Revision, guests, secretsOf(snap))
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	old, ok := f.sets[key]
+	if ok && old.from == from {
+		return old.Set
+	}
+	if ok {
+		f.wg.Go(old.Close)
+	}
+	if key.method != "" {
+		cfg = slices.DeleteFunc(cfg, func(m pveconf.FenceMethod) bool { return m.Name() != key.method })
+	}
+	s := fence.Build(cfg, fence.Node{
+		Name: key.node, UUID: node.Value.UUID, Addresses: []string{node.Value.Cluster, node.Value.Mgmt}, Guests: guests,
+	}, fence.Env{
+		Secret: func(path string) (string, error) {
+			kv, ok := snap.Get(model.ConfigPrefix + path)
+			if !ok {
+				return "", model.Errorf(model.ErrNotFound, "the file %s does not exist", path)
+			}
+			return string(kv.Value), nil
+		},
+		Rehearsal: func(method string) corefence.Rehearsal { return rehearsals[method] },
+		Run:       sys.Output, Now: sys.BootTime, Wall: time.Now,
+	})
+	f.sets[key] = builtSet{s, from}
+	return s
+}
+
+// secretsOf tells one state of the passwords from another.
+func secretsOf(s mirror.Snapshot) (newest int64) {
+	for kv := range s.All(model.ConfigPrefix + "priv/fence/") {
+		newest += kv.ModRevision
+	}
+	return newest
+}
+
+// guestsToFence are the guests under a node's path with their disks.
+func guestsToFence(s mirror.Snapshot, node string) []corefence.Guest {
+	var out []corefence.Guest
+	for kv := range s.All(model.ConfigPrefix + "nodes/" + node + "/") {
+		_, id, ok := model.ParseGuestConfigKey(kv.Key)
+		if !ok {
+			continue
+		}
+		g := corefence.Guest{VMID: id}
+		for _, d := range guestFileOf(s, kv.Key, kv.Value, node, id).conf.Disks() {
+			storage, image, _ := strings.Cut(d.Volume, ":")
+			g.Disks = append(g.Disks, corefence.Disk{Storage: storage, Writable: !d.ReadOnly && !d.CDROM, Image: image})
+		}
+		out = append(out, g)
+	}
+	return out
+}
+
+// signs are the last times that a node was heard of.
+func (f *fencing) signs(node string) []corefence.Sign {
+	var out []corefence.Sign
+	if at, ok := f.live.Renewed(node); ok {
+		out = append(out, corefence.Sign{Kind: corefence.Renewal, At: at})
+	}
+	if sign, ok := f.beacon(node); ok {
+		out = append(out, sign)
+	}
+	return out
+}
+
+// describe fills in what the manager has to know about the ways to prove a member dead.
+func (f *fencing) describe(snap mirror.Snapshot, m *ha.Member) {
+	now, heard := sys.BootTime(), time.Duration(-1)
+	signs := f.signs(m.Name)
+	for _, s := range signs {
+		heard = max(heard, s.At)
+	}
+	if heard >= 0 {
+		m.Heard = max(now-heard, 1)
+	}
+	cfg, _ := methodsFor(snap, m.Name)
+	if len(cfg) == 0 {
+		return
+	}
+	for _, said := range f.set(snap, setKey{node: m.Name}).Methods() {
+		m.Fencing = append(m.Fencing, ha.FenceMethod{
+			Name: said.Method, Blocklist: isBlocklist(said.Method), Rehearsed: said.Grade != corefence.Worthless,
+		})
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for name, p := range f.proofs[m.Name] {
+		if slices.ContainsFunc(signs, p.VoidedBy) {
+			delete(f.proofs[m.Name], name)
+			continue
+		}
+		m.Proofs = append(m.Proofs, ha.Proof{Method: name, Blocklist: p.Kind == corefence.Storage, Age: now - p.Since})
+	}
+}
+
+// isBlocklist tells by a method's name what it does.
+func isBlocklist(method string) bool { return strings.HasPrefix(method, pveconf.FenceCeph+":") }
+
+// ask has one method asked whether the node has power.
+func (f *fencing) ask(ctx context.Context, a ha.AskFence) (ha.FenceResult, error) {
+	s := f.set(f.mirror.Snapshot(), setKey{a.Node, a.Method, "ask"})
+	out := s.Ask(ctx, func() []corefence.Sign { return f.signs(a.Node) }, nil)
+	reason, err := f.take(a.Node, a.Method, out)
+	switch {
+	case err == nil:
+		return ha.FenceResult{Action: a, Off: true, Reason: reason}, nil
+	case errors.Is(err, corefence.ErrNotOff), errors.Is(err, corefence.ErrNotVerified), errors.Is(err, corefence.ErrAlive):
+		return ha.FenceResult{Action: a, Reason: err.Error()}, nil
+	}
+	return ha.FenceResult{}, err
+}
+
+// shoot has one method switch the node off, or its storage refuse it. Methods with a higher order come when those with
+// a lower one have failed.
+func (f *fencing) shoot(ctx context.Context, a ha.Shoot) error {
+	snap := f.mirror.Snapshot()
+	if err := f.inTurn(snap, a); err != nil {
+		return err
+	}
+	f.log.Warn("ha: "+a.Why(), "node", a.Node, "method", a.Method)
+	s := f.set(snap, setKey{a.Node, a.Method, "shoot"})
+	out := s.Shoot(ctx, func() []corefence.Sign { return f.signs(a.Node) }, nil)
+	reason, err := f.take(a.Node, a.Method, out)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err != nil {
+		f.missed[a.Node+" "+a.Method] = f.epoch(snap, a.Node) + 1
+		return fmt.Errorf("shoot %s by %s: %w", a.Node, a.Method, err)
+	}
+	delete(f.missed, a.Node+" "+a.Method)
+	f.log.Warn("ha: a node was shot", "node", a.Node, "method", a.Method, "proof", reason)
+	return nil
+}
+
+func (f *fencing) epoch(snap mirror.Snapshot, node string) uint64 {
+	live, _ := mirror.Get[model.Live](snap, model.LivePrefix+node)
+	return live.Value.Epoch
+}
+
+// inTurn says which method of a lower order has not failed yet.
+func (f *fencing) inTurn(snap mirror.Snapshot, a ha.Shoot) error {
+	cfg, _ := methodsFor(snap, a.Node)
+	order := 0
+	for _, m := range cfg {
+		if m.Name() == a.Method {
+			order = m.Order
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, m := range cfg {
+		if m.Order < order && f.missed[a.Node+" "+m.Name()] != f.epoch(snap, a.Node)+1 {
+			return model.Errorf(model.ErrBusy, "%s waits until %s has failed", a.Method, m.Name())
+		}
+	}
+	return nil
+}
+
+// take keeps the proof that a method brought, or says why it brought none.
+func (f *fencing) take(node, method string, out fence.Outcome) (string, error) {
+	proof := out.Proof
+	if proof == nil && len(out.Partial) > 0 {
+		proof = &out.Partial[0]
+	}
+	err := error(model.Errorf(model.ErrNotFound, "%s is not in ha/fence.cfg any more", method))
+	if len(out.Said) > 0 {
+		err = out.Said[0].Err
+	}
+	reason := method + " proves that " + node + " has no power"
+	if proof == nil {
+		if err == nil {
+			err = errors.New("it brought nothing")
+		}
+		reason = err.Error()
+	} else if proof.Kind == corefence.Storage {
+		reason = method + " keeps " + node + " from the storage"
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if key := node + " " + method; f.said[key] != reason {
+		f.said[key] = reason
+		f.log.Info("ha: fencing method", "node", node, "method", method, "says", reason)
+	}
+	if proof == nil {
+		return "", err
+	}
+	if f.proofs[node] == nil {
+		f.proofs[node] = map[string]corefence.Proof{}
+	}
+	f.proofs[node][method] = *proof
+	return reason, nil
+}
+
+// methods says what is configured for a node and what it is worth.
+func (f *fencing) methods(node string) ([]fence.Said, error) {
+	snap := f.mirror.Snapshot()
+	if _, err := mirror.Decode(snap, fenceCfgKey, pveconf.ParseFence); err != nil {
+		return nil, err
+	}
+	return f.set(snap, setKey{node: node}).Methods(), nil
+}
+
+const (
+	// rehearseEvery is the age at which a rehearsal is made again, rehearseAgain that of one that failed: whoever
+	// repairs a BMC need not wait long.
+	rehearseEvery = time.Hour
+	rehearseAgain = time.Minute
+	// rehearseLook is how often it is looked whether one is due.
+	rehearseLook = 10 * time.Second
+)
+
+// run rehearses what is due while this node is the manager, without switching anything, and lets the storage serve nodes again that are
+// back from their death.
+func (f *fencing) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		if f.active.Load() && f.quorate() {
+			f.rehearseDue(ctx)
+			f.release(ctx)
+		}
+		sleep(ctx, rehearseLook)
+	}
+}
+
+func (f *fencing) rehearseDue(ctx context.Context) {
+	snap := f.mirror.Snapshot()
+	nodes, _ := mirror.List[model.Node](snap, model.NodePrefix)
+	for name := range nodes {
+		if name != f.node && !f.live.Online(name) {
+			continue
+		}
+		due := f.due(snap, name, time.Now())
+		if len(due) == 0 {
+			continue
+		}
+		if _, err := f.rehearseMethods(ctx, name, false, due); err != nil && ctx.Err() == nil {
+			f.log.Warn("the rehearsal of a fencing method is not recorded", "node", name, "err", err)
+		}
+	}
+}
+
+// due lists the methods of a node that were not rehearsed as they are now, or not for long. What cannot be tried without switching
+// is a person's to try.
+func (f *fencing) due(snap mirror.Snapshot, node string, now time.Time) []string {
+	cfg, _ := methodsFor(snap, node)
+	if len(cfg) == 0 {
+		return nil
+	}
+	rehearsals, _ := rehearsalsOf(snap, node)
+	digests := f.set(snap, setKey{node: node}).Digests()
+	var out []string
+	for _, m := range cfg {
+		r, made := rehearsals[m.Name()]
+		every := rehearseEvery
+		if r.Failed != "" {
+			every = rehearseAgain
+		}
+		if !made || r.Digest != digests[m.Name()] || now.Sub(time.Unix(r.At, 0)) > every {
+			out = append(out, m.Name())
+		}
+	}
+	return out
+}
+
+// rehearse tries all methods of a node and records how it went. With switching the node is really switched off: it must be another one than this,
+// be there, and have no guest.
+func (f *fencing) rehearse(ctx context.Context, node string, switching bool) ([]corefence.Rehearsal, error) {
+	snap := f.mirror.Snapshot()
+	switch {
+	case node != f.node && !f.live.Online(node):
+		return nil, model.Errorf(model.ErrUnavailable, "node %s is not online: a method is rehearsed on a node that runs", node)
+	case switching && node == f.node:
+		return nil, model.Errorf(model.ErrInvalid, "%s cannot switch itself off and tell how it went: run this on another node", node)
+	case switching && len(guestsToFence(snap, node)) > 0:
+		return nil, model.Errorf(model.ErrBusy, "there are guests on %s: move them away first, for example by `sauh ha maintenance %s on`", node, node)
+	}
+	cfg, _ := methodsFor(snap, node)
+	var names []string
+	for _, m := range cfg {
+		names = append(names, m.Name())
+	}
+	if len(names) == 0 {
+		return nil, model.Errorf(model.ErrNotFound, "ha/fence.cfg has no method for node %s", node)
+	}
+	return f.rehearseMethods(ctx, node, switching, names)
+}
+
+func (f *fencing) rehearseMethods(ctx context.Context, node string, switching bool, names []string) ([]corefence.Rehearsal, error) {
+	s := f.set(f.mirror.Snapshot(), setKey{node: node, purpose: "rehearse"})
+	results := s.Rehearse(ctx, time.Now().Unix(), switching, func() []corefence.Sign { return f.signs(node) }, names...)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	for _, r := range results {
+		if r.Failed != "" {
+			f.log.Warn("the rehearsal of a fencing method failed: it is not used until one passes", "node", node, "method", r.Method, "why", r.Failed)
+		}
+	}
+	var out []corefence.Rehearsal
+	err := editFile(ctx, f.st, "record the rehearsal of "+node, model.HARehearsals+node, func(old []byte) ([]byte, error) {
+		var before []corefence.Rehearsal
+		if len(old) > 0 && json.Unmarshal(old, &before) != nil {
+			before = nil
+		}
+		out = mergeRehearsals(before, results)
+		return mustJSON(out), nil
+	})
+	return out, err
+}
+
+// mergeRehearsals takes results in. What one by switching has found out stays known after one that only asked.
+func mergeRehearsals(before, results []corefence.Rehearsal) []corefence.Rehearsal {
+	out := slices.Clone(before)
+	for _, r := range results {
+		i := slices.IndexFunc(out, func(o corefence.Rehearsal) bool { return o.Method == r.Method })
+		if i < 0 {
+			out = append(out, r)
+			continue
+		}
+		if old := out[i]; !r.Switched && old.Switched && old.Digest == r.Digest {
+			r.Switched, r.Early, r.Took = true, old.Early, old.Took
+		}
+		out[i] = r
+	}
+	return out
+}
+
+// release lets the storage serve nodes again that killed their guests and registered anew.
+func (f *fencing) release(ctx context.Context) {
+	snap := f.mirror.Snapshot()
+	lives, _ := mirror.List[model.Live](snap, model.LivePrefix)
+	for node, l := range lives {
+		cfg, _ := methodsFor(snap, node)
+		blocklist := slices.ContainsFunc(cfg, func(m pveconf.FenceMethod) bool { return isBlocklist(m.Name()) })
+		f.mu.Lock()
+		done := f.freed[node]
+		f.mu.Unlock()
+		if !blocklist || l.Value.Fenced || l.Value.Left || !f.live.Online(node) && node != f.node || done > l.Value.Epoch {
+			continue
+		}
+		err := f.set(snap, setKey{node: node, purpose: "release"}).Release(ctx, corefence.Dead{Node: node, Epoch: l.Value.Epoch})
+		if err != nil {
+			f.log.Warn("the storage does not serve a node yet that is back", "node", node, "err", err)
+			continue
+		}
+		f.mu.Lock()
+		f.freed[node] = l.Value.Epoch + 1
+		f.mu.Unlock()
+	}
+}

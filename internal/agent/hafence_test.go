@@ -1,0 +1,232 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	corefence "sauh.dev/sauh/internal/core/fence"
+	"sauh.dev/sauh/internal/core/ha"
+	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/fence/fencetest/bmc"
+	"sauh.dev/sauh/internal/sys"
+)
+
+const n2UUID = "11111111-2222-4333-8444-555555555555"
+
+// machine2 is n2 as its BMC switches it.
+type machine2 struct {
+	off  atomic.Bool
+	shot atomic.Int32
+	uuid string
+}
+
+func (m *machine2) On() bool                       { return !m.off.Load() }
+func (m *machine2) PowerOff(context.Context) error { m.shot.Add(1); m.off.Store(true); return nil }
+func (m *machine2) PowerOn(context.Context) error  { m.off.Store(false); return nil }
+func (m *machine2) UUID() string                   { return m.uuid }
+
+// startBMC serves a BMC of n2 and returns its section of ha/fence.cfg.
+func (n *node) startBMC(id string, m *machine2, more string) (*bmc.Redfish, string) {
+	n.t.Helper()
+	cert, fingerprint, err := bmc.Certificate("bmc", net.ParseIP("127.0.0.1"))
+	must(n.t, err)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	must(n.t, err)
+	b := &bmc.Redfish{User: "sauh", Password: "secret", Machine: m}
+	srv := bmc.Serve(b, cert)
+	done := make(chan struct{})
+	go func() { defer close(done); _ = srv.ServeTLS(ln, "", "") }()
+	n.t.Cleanup(func() { n.m.fencing.wait(); _ = srv.Close(); <-done })
+	return b, fmt.Sprintf("redfish: %s\n\tnode n2\n\taddress %s\n\tuser sauh\n\tpassword-file priv/fence/%s\n\tfingerprint %s\n\tverify-gap 0.1\n%s\n",
+		id, ln.Addr(), id, fingerprint, more)
+}
+
+// fencedNode has a node n2 with a BMC, which was heard of once.
+func fencedNode(t *testing.T) (*node, *machine2, *bmc.Redfish) {
+	n := haNode(t)
+	m := &machine2{uuid: n2UUID}
+	b, section := n.startBMC("n2-bmc", m, "")
+	n.put(model.NodePrefix+"n2", string(mustJSON(model.Node{Name: "n2", ID: 2, Mgmt: "10.0.0.2", Cluster: "10.0.1.2", UUID: strings.ToUpper(n2UUID)})))
+	n.put(model.ConfigPrefix+"priv/fence/n2-bmc", "secret\n")
+	n.put(fenceCfgKey, section)
+	n.put(model.LivePrefix+"n2", `{"boot_id":"b","epoch":3,"seq":1}`)
+	return n, m, b
+}
+
+const n2BMC = "redfish: n2-bmc"
+
+func (n *node) member(name string) ha.Member {
+	n.t.Helper()
+	for _, m := range n.m.manager.view().Members {
+		if m.Name == name {
+			return m
+		}
+	}
+	n.t.Fatalf("no member %s", name)
+	return ha.Member{}
+}
+
+func TestAMethodThatSaysOffTwiceIsAProofUntilTheNodeIsHeardOf(t *testing.T) {
+	n, m, _ := fencedNode(t)
+	before := n.member("n2")
+	if diff := cmp.Diff([]ha.FenceMethod{{Name: n2BMC, Rehearsed: true}}, before.Fencing); diff != "" || before.Heard <= 0 || len(before.Proofs) != 0 {
+		t.Errorf("heard of %v ago, proofs %v\n%s", before.Heard, before.Proofs, diff)
+	}
+	if len(n.member("n1").Fencing) != 0 {
+		t.Error("another node has its method")
+	}
+	a := ha.AskFence{Node: "n2", Method: n2BMC}
+	if got, err := n.m.fencing.ask(t.Context(), a); err != nil || got.Off {
+		t.Errorf("a node that is on: %+v, %v", got, err)
+	}
+	m.off.Store(true)
+	asked := sys.BootTime()
+	got, err := n.m.fencing.ask(t.Context(), a)
+	if err != nil || !got.Off || got.Action != a {
+		t.Fatalf("a node that is off: %+v, %v", got, err)
+	}
+	after := n.member("n2")
+	if len(after.Proofs) != 1 || after.Proofs[0].Method != n2BMC || after.Proofs[0].Blocklist ||
+		after.Proofs[0].Age > sys.BootTime()-asked || after.Proofs[0].Age > after.Heard {
+		t.Errorf("proofs %+v, heard of %v ago, asked %v ago", after.Proofs, after.Heard, sys.BootTime()-asked)
+	}
+	n.put(model.LivePrefix+"n2", `{"boot_id":"b","epoch":4,"seq":1,"fenced":true,"by":"n1"}`)
+	if len(n.member("n2").Proofs) != 1 {
+		t.Error("the cut voids the proof")
+	}
+	n.put(model.LivePrefix+"n2", `{"boot_id":"c","epoch":4,"seq":2}`)
+	if got := n.member("n2").Proofs; len(got) != 0 {
+		t.Errorf("a renewal leaves %+v", got)
+	}
+}
+
+func TestANodeIsShotByItsOwnBMCAlone(t *testing.T) {
+	n, m, b := fencedNode(t)
+	other := &machine2{uuid: "99999999-2222-4333-8444-555555555555"}
+	b.Other = other
+	b.SetFault(bmc.Wrong)
+	if _, err := n.m.manager.do(t.Context(), ha.Shoot{Node: "n2", Method: n2BMC}); !errors.Is(err, corefence.ErrStranger) {
+		t.Error(err)
+	}
+	if other.shot.Load()+m.shot.Load() != 0 {
+		t.Error("somebody was switched off")
+	}
+	b.SetFault(bmc.Healthy)
+	_, err := n.m.manager.do(t.Context(), ha.Shoot{Node: "n2", Method: n2BMC})
+	must(t, err)
+	if m.shot.Load() == 0 || len(n.member("n2").Proofs) != 1 {
+		t.Errorf("shot %d times, proofs %v", m.shot.Load(), n.member("n2").Proofs)
+	}
+}
+
+func TestAMethodOfAHigherOrderWaitsUntilTheLowerOnesHaveFailed(t *testing.T) {
+	n, m, b := fencedNode(t)
+	_, second := n.startBMC("n2-pdu", m, "\torder 1\n")
+	n.put(model.ConfigPrefix+"priv/fence/n2-pdu", "secret")
+	n.put(fenceCfgKey, n.get(fenceCfgKey)+"\n"+second)
+	late := ha.Shoot{Node: "n2", Method: "redfish: n2-pdu"}
+	if _, err := n.m.manager.do(t.Context(), late); failKind(err) != ha.FailConflict || m.shot.Load() != 0 {
+		t.Errorf("out of turn: %v", err)
+	}
+	b.User = "nobody" // the first one refuses
+	if _, err := n.m.manager.do(t.Context(), ha.Shoot{Node: "n2", Method: n2BMC}); err == nil {
+		t.Error("the first one shot")
+	}
+	_, err := n.m.manager.do(t.Context(), late)
+	must(t, err)
+	if m.shot.Load() != 1 {
+		t.Errorf("shot %d times", m.shot.Load())
+	}
+	n.put(model.LivePrefix+"n2", `{"boot_id":"b","epoch":9,"seq":1}`) // another death
+	if _, err := n.m.manager.do(t.Context(), late); failKind(err) != ha.FailConflict {
+		t.Errorf("what failed in an earlier life counts: %v", err)
+	}
+}
+
+func TestARehearsalIsRecordedAndAFailedOneEndsTheMethodsUse(t *testing.T) {
+	n, m, b := fencedNode(t)
+	n.m.fencing.rehearseDue(t.Context())
+	n.follow()
+	said, err := n.m.fencing.methods("n2")
+	must(t, err)
+	if len(said) != 1 || said[0].Grade != corefence.Rehearsed {
+		t.Fatalf("%+v", said)
+	}
+	recorded := n.get(model.HARehearsals + "n2")
+	n.m.fencing.rehearseDue(t.Context())
+	if got := n.get(model.HARehearsals + "n2"); got != recorded {
+		t.Error("what was rehearsed a moment ago is rehearsed again")
+	}
+	b.User = "nobody"
+	if _, err := n.m.fencing.rehearse(t.Context(), "n2", false); err != nil {
+		t.Error(err)
+	}
+	n.follow()
+	if got := n.member("n2").Fencing; len(got) != 1 || got[0].Rehearsed {
+		t.Errorf("after a failed rehearsal: %+v", got)
+	}
+	m.off.Store(true)
+	b.User = "sauh"
+	if _, err := n.m.fencing.ask(t.Context(), ha.AskFence{Node: "n2", Method: n2BMC}); !errors.Is(err, corefence.ErrRehearsalFailed) {
+		t.Errorf("it is asked all the same: %v", err)
+	}
+	m.off.Store(false)
+	if due := n.m.fencing.due(n.m.mirror.Snapshot(), "n2", time.Now().Add(2*rehearseAgain)); len(due) != 1 {
+		t.Errorf("due after a failure: %v", due)
+	}
+}
+
+func TestARehearsalThatSwitchesIsRefusedWhereItWouldHarm(t *testing.T) {
+	n, m, _ := fencedNode(t)
+	for _, c := range []struct {
+		node string
+		kind error
+	}{{"n1", model.ErrInvalid}, {"n2", model.ErrBusy}, {"n3", model.ErrUnavailable}} {
+		if _, err := n.m.fencing.rehearse(t.Context(), c.node, true); !errors.Is(err, c.kind) {
+			t.Errorf("%s: %v", c.node, err)
+		}
+	}
+	n.delete(model.GuestConfigKey("n2", 200))
+	n.delete(fenceCfgKey)
+	if _, err := n.m.fencing.rehearse(t.Context(), "n2", true); !errors.Is(err, model.ErrNotFound) || m.shot.Load() != 0 {
+		t.Errorf("without a method: %v", err)
+	}
+}
+
+func TestWhatARehearsalBySwitchingFoundStaysKnown(t *testing.T) {
+	switched := corefence.Rehearsal{Method: "a", Digest: "1", At: 1, Switched: true, Early: time.Second, Took: time.Minute}
+	asked := corefence.Rehearsal{Method: "a", Digest: "1", At: 2}
+	got := mergeRehearsals([]corefence.Rehearsal{switched, {Method: "b", At: 1}}, []corefence.Rehearsal{asked, {Method: "c", At: 2}})
+	want := []corefence.Rehearsal{
+		{Method: "a", Digest: "1", At: 2, Switched: true, Early: time.Second, Took: time.Minute}, {Method: "b", At: 1}, {Method: "c", At: 2},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	asked.Digest = "2" // another configuration
+	if got := mergeRehearsals([]corefence.Rehearsal{switched}, []corefence.Rehearsal{asked}); got[0].Switched {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestAFenceFileThatCannotBeReadLeavesTheLease(t *testing.T) {
+	n, _, _ := fencedNode(t)
+	n.put(fenceCfgKey, "not a section\n")
+	if m := n.member("n2"); len(m.Fencing) != 0 || !n.m.manager.view().Quorate {
+		t.Errorf("%+v", m.Fencing)
+	}
+	if _, err := n.m.fencing.methods("n2"); err == nil {
+		t.Error("the file's error is not told")
+	}
+	if _, err := n.m.fencing.ask(t.Context(), ha.AskFence{Node: "n2", Method: n2BMC}); !errors.Is(err, model.ErrNotFound) {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,200 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"sauh.dev/sauh/internal/api"
+	"sauh.dev/sauh/internal/client"
+)
+
+func (m *Main) fenceCommand() *cobra.Command {
+	return group("fence", "Say how a node is proved dead sooner than its lease does",
+		"  sauh ha fence set redfish n2-bmc node=n2 address=10.0.9.2 user=sauh fingerprint=AB:CD… --password-stdin\n  sauh ha fence test n2",
+		m.fenceList(), m.fenceSet(), m.fenceRemove(), m.fenceFile(), m.fenceTest("test"))
+}
+
+func (m *Main) fenceList() *cobra.Command {
+	cmd := &cobra.Command{Use: "list", Short: "List each node's methods, what they are worth, and their last rehearsal", Example: "  sauh ha fence list", Args: takes()}
+	out := m.outputFlag(cmd)
+	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+		list, err := c.FenceMethods(ctx)
+		if err != nil {
+			return err
+		}
+		return out.print(list, func(w io.Writer) { m.printMethods(w, list) })
+	})
+	return cmd
+}
+
+func (m *Main) printMethods(w io.Writer, list []api.HAFenceMethod) {
+	rows := [][]string{{"NODE", "METHOD", "GRADE", "LAST REHEARSAL", "RESULT"}}
+	for _, f := range list {
+		result := f.Failed
+		switch {
+		case f.Tried == 0:
+			result = ""
+		case f.Failed == "" && f.Switched:
+			result = fmt.Sprintf("switched the node off in %.1f s", float64(f.TookMS)/1000)
+		case f.Failed == "":
+			result = fmt.Sprintf("answered in %.1f s", float64(f.TookMS)/1000)
+		}
+		rows = append(rows, []string{f.Node, f.Method, f.Grade, orWord(m.clock(f.Tried), "never"), result})
+	}
+	table(w, rows...)
+	for _, f := range list {
+		if f.Reason != "" {
+			fmt.Fprintf(w, "%s of %s proves nothing: %s\n", f.Method, f.Node, f.Reason)
+		}
+	}
+}
+
+func (m *Main) fenceSet() *cobra.Command {
+	var del []string
+	var digest string
+	stdin := false
+	cmd := &cobra.Command{
+		Use: "set TYPE METHOD [KEY=VALUE]…", Short: "Make or change a method of the type ipmi, redfish or ceph",
+		Long: "The keys stand in docs/fencing.md. A password is read from standard input and written to priv/fence/METHOD, where nobody reads it back.",
+		Example: "  sauh ha fence set redfish n2-bmc node=n2 address=10.0.9.2 user=sauh fingerprint=AB:CD… --password-stdin <secret\n" +
+			"  sauh ha fence set ipmi n3-bmc timeout=20 --delete verify-gap",
+	}
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) < 2 {
+			return usageError(cmd, "%s needs %s", cmd.CommandPath(), strings.Join([]string{"TYPE", "METHOD"}[len(args):], " and "))
+		}
+		return nil
+	}
+	cmd.Flags().StringSliceVar(&del, "delete", nil, "keys to take back to their defaults, separated by commas")
+	cmd.Flags().StringVar(&digest, "digest", "", "refuse the change if the file is not the one with this digest")
+	cmd.Flags().BoolVar(&stdin, "password-stdin", false, "read the password from standard input")
+	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+		e := api.Edit{Set: map[string]string{}, Delete: del, Digest: digest}
+		for _, a := range args[2:] {
+			key, value, ok := strings.Cut(a, "=")
+			if !ok || key == "" {
+				return usageError(cmd, "%q is no KEY=VALUE", a)
+			}
+			if _, twice := e.Set[key]; twice {
+				return usageError(cmd, "%s is set twice", key)
+			}
+			e.Set[key] = value
+		}
+		if stdin {
+			if err := m.fencePassword(ctx, c, args[1]); err != nil {
+				return err
+			}
+			e.Set["password-file"] = "priv/fence/" + args[1]
+		}
+		if len(e.Set)+len(e.Delete) == 0 {
+			return usageError(cmd, "nothing to change: give KEY=VALUE, --delete or --password-stdin")
+		}
+		if err := c.SetFenceMethod(ctx, args[0], args[1], e); err != nil {
+			return err
+		}
+		m.say("%s: %s is configured; try it with 'sauh ha fence test NODE'", args[0], args[1])
+		return nil
+	})
+	return cmd
+}
+
+// maxPassword is more than any BMC takes.
+const maxPassword = 1024
+
+func (m *Main) fencePassword(ctx context.Context, c *client.Client, name string) error {
+	b, err := io.ReadAll(io.LimitReader(m.Stdin, maxPassword))
+	if err != nil {
+		return fmt.Errorf("read the password from standard input: %w", err)
+	}
+	secret := strings.TrimRight(string(b), "\r\n")
+	if secret == "" {
+		return fmt.Errorf("no password came on standard input: write sauh ha fence set … --password-stdin <FILE")
+	}
+	return c.SetFenceSecret(ctx, name, secret)
+}
+
+func (m *Main) fenceRemove() *cobra.Command {
+	return &cobra.Command{
+		Use: "remove METHOD", Short: "Delete a method and its password", Example: "  sauh ha fence remove n2-bmc", Args: takes("METHOD"),
+		RunE: m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+			if err := c.RemoveFenceMethod(ctx, args[0]); err != nil {
+				return err
+			}
+			if err := c.SetFenceSecret(ctx, args[0], ""); err != nil {
+				return fmt.Errorf("%s is removed, and its password is still in priv/fence/%s: %w", args[0], args[0], err)
+			}
+			m.say("%s removed", args[0])
+			return nil
+		}),
+	}
+}
+
+func (m *Main) fenceFile() *cobra.Command {
+	from, digest := "", ""
+	cmd := &cobra.Command{
+		Use: "file", Short: "Print ha/fence.cfg, or replace it", Example: "  sauh ha fence file >fence.cfg\n  sauh ha fence file --from fence.cfg", Args: takes(),
+	}
+	cmd.Flags().StringVar(&from, "from", "", "replace it by this file; - is standard input")
+	cmd.Flags().StringVar(&digest, "digest", "", "refuse the change if the file is not the one with this digest")
+	out := m.outputFlag(cmd)
+	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+		if from == "" {
+			f, err := c.FenceFile(ctx)
+			if err != nil {
+				return err
+			}
+			return out.print(f, func(w io.Writer) { _, _ = io.WriteString(w, f.Text) })
+		}
+		b, err := os.ReadFile(from)
+		if from == "-" {
+			b, err = io.ReadAll(m.Stdin)
+		}
+		if err != nil {
+			return err
+		}
+		if err := c.SetFenceFile(ctx, string(b), digest); err != nil {
+			return err
+		}
+		m.say("ha/fence.cfg is in force")
+		return nil
+	})
+	return cmd
+}
+
+// fenceTest is `ha fence test` and, as the messages of a method that is worth nothing name it, `ha fence-test`.
+func (m *Main) fenceTest(use string) *cobra.Command {
+	switching := false
+	cmd := &cobra.Command{
+		Use: use + " NODE", Short: "Try a node's methods and note how it went; without --switch nobody is harmed",
+		Long: "Without --switch each method is asked about a node that runs: does it answer, is it this node's BMC, may the user switch it. With --switch\n" +
+			"the node, which must have no guests, is really switched off.",
+		Example: "  sauh ha fence test n2\n  sauh ha fence test n2 --switch", Args: takes("NODE"),
+	}
+	cmd.Flags().BoolVar(&switching, "switch", false, "switch the node off")
+	out := m.outputFlag(cmd)
+	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+		list, err := c.FenceTest(ctx, args[0], switching)
+		if err != nil {
+			return err
+		}
+		if err := out.print(list, func(w io.Writer) { m.printMethods(w, list) }); err != nil {
+			return err
+		}
+		failed := 0
+		for _, f := range list {
+			if f.Failed != "" {
+				failed++
+			}
+		}
+		if failed > 0 {
+			return fmt.Errorf("%s of %s failed; it is not used until it passes", plural(failed, "method"), args[0])
+		}
+		return nil
+	})
+	return cmd
+}

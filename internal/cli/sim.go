@@ -1,0 +1,276 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"sauh.dev/sauh/internal/sim"
+)
+
+// simCommand simulates clusters: no agent is asked.
+func (m *Main) simCommand() *cobra.Command {
+	o := simOptions{m: m}
+	cmd := &cobra.Command{
+		Use: "sim", Short: "Live simulated clusters with faults, and check that no disk ever has two writers",
+		Example: "  sauh sim --seeds 1000\n  sauh sim --seed 42 --trace\n  sauh sim --seconds 3600\n  sauh sim scenarios FILE.json",
+		Args:    takes(),
+	}
+	f := cmd.Flags()
+	f.IntVar(&o.seeds, "seeds", 1000, "how many lives, each with a seed of its own")
+	f.Uint64Var(&o.first, "first", 0, "the first seed")
+	f.IntVar(&o.seconds, "seconds", 0, "live new lives for so long, whatever --seeds says")
+	f.Int64Var(&o.seed, "seed", -1, "live this one life alone")
+	f.BoolVar(&o.trace, "trace", false, "with --seed: print all that happens")
+	f.StringVar(&o.keep, "faults", "", "with --seed: keep only these of its faults, such as 0,3 (none: no fault)")
+	f.BoolVar(&o.shrink, "shrink", true, "shrink the first broken life to the fewest faults")
+	f.StringVar(&o.mutation, "mutation", "", "plant this bug (see sauh sim mutations)")
+	f.IntVar(&o.workers, "workers", 2, "how many lives at a time")
+	out := m.outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		o.out = out
+		if o.mutation != "" && !sim.KnownMutation(o.mutation) {
+			return usageError(cmd, "there is no planted bug %q", o.mutation)
+		}
+		if o.seed >= 0 {
+			return o.one(cmd)
+		}
+		return o.many(cmd.Context())
+	}
+	cmd.AddCommand(m.simScenarios(), m.simMutations())
+	return cmd
+}
+
+type simOptions struct {
+	m              *Main
+	out            *output
+	seeds, seconds int
+	first          uint64
+	seed           int64
+	trace, shrink  bool
+	keep, mutation string
+	workers        int
+}
+
+// one lives one life and shows it.
+func (o *simOptions) one(cmd *cobra.Command) error {
+	opts := sim.Options{Seed: uint64(o.seed), Mutation: o.mutation}
+	if cmd.Flags().Changed("faults") {
+		plan := sim.PlanOf(opts.Seed)
+		opts.Given = true
+		for _, s := range strings.FieldsFunc(o.keep, func(r rune) bool { return r == ',' }) {
+			i, err := strconv.Atoi(s)
+			if s == "none" {
+				break
+			}
+			if err != nil || i < 0 || i >= len(plan.Faults) {
+				return usageError(cmd, "seed %d has no fault %q: it has %d, counted from 0", o.seed, s, len(plan.Faults))
+			}
+			opts.Faults = append(opts.Faults, plan.Faults[i])
+		}
+	}
+	if o.trace {
+		opts.Trace = o.m.Stdout
+	}
+	r := sim.Run(opts)
+	if err := o.out.print(r, func(w io.Writer) { printLife(w, r) }); err != nil {
+		return err
+	}
+	if r.Violation == nil {
+		return nil
+	}
+	o.shrunk(opts, r)
+	return fmt.Errorf("seed %d: %s", r.Seed, r.Violation)
+}
+
+// shrunk prints the fewest faults with which the same rule breaks.
+func (o *simOptions) shrunk(opts sim.Options, r sim.Result) {
+	if !o.shrink || o.out.json() {
+		return
+	}
+	s := sim.Shrink(opts, r)
+	plan := sim.PlanOf(r.Seed)
+	var keep []string
+	for _, f := range s.Plan.Faults {
+		keep = append(keep, strconv.Itoa(slices.Index(plan.Faults, f)))
+	}
+	if len(keep) == 0 {
+		keep = []string{"none"}
+	}
+	command := fmt.Sprintf("sauh sim --seed %d --faults %s --trace", r.Seed, strings.Join(keep, ","))
+	if o.mutation != "" {
+		command += " --mutation " + o.mutation
+	}
+	o.m.say("shrunk to %d of %d faults: %s\n  %s", len(s.Plan.Faults), len(r.Plan.Faults), command, s.Violation)
+}
+
+func printLife(w io.Writer, r sim.Result) {
+	for i, f := range r.Plan.Faults {
+		fmt.Fprintf(w, "%3d %s\n", i, f)
+	}
+	verdict := "no rule was broken"
+	if r.Violation != nil {
+		verdict = r.Violation.String()
+	}
+	facts(w, "Seed", strconv.FormatUint(r.Seed, 10), "Events", number(r.Events), "Nodes cut off", number(r.Cuts),
+		"Guests moved", number(r.Moves), "Machines reset", number(r.Resets), "Verdict", verdict)
+}
+
+// many lives many lives.
+func (o *simOptions) many(ctx context.Context) error {
+	seeds := o.seeds
+	if o.seconds > 0 {
+		seeds = 0
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(o.seconds)*time.Second)
+		defer cancel()
+	}
+	sum := sim.Many{First: o.first, Seeds: seeds, Workers: o.workers, Mutation: o.mutation, Now: o.m.Now}.Live(ctx)
+	if err := o.out.print(sum, func(w io.Writer) { printLives(w, sum) }); err != nil {
+		return err
+	}
+	if len(sum.Broken) == 0 {
+		return nil
+	}
+	r := sum.Broken[0]
+	o.shrunk(sim.Options{Seed: r.Seed, Mutation: o.mutation}, r)
+	return fmt.Errorf("%d of %d lives broke a rule; the first is seed %d: %s", len(sum.Broken), sum.Seeds, r.Seed, r.Violation)
+}
+
+func printLives(w io.Writer, s sim.Summary) {
+	facts(w, "Lives", fmt.Sprintf("%d (%.1f/s)", s.Seeds, s.LivesPerSecond), "Simulated", fmt.Sprintf("%.0f h (%.1f h/s)", s.Hours, s.HoursPerSecond),
+		"Faults", number(s.Faults), "Nodes cut off", number(s.Cuts), "Nodes shot", number(s.Shots), "Machines reset", number(s.Resets),
+		"Guests moved", number(s.Moves), "Late writes", number(s.LateWrites), "Broken lives", strconv.Itoa(len(s.Broken)))
+	rows := [][]string{{"FAULT", "INJECTED"}}
+	for _, k := range slices.Sorted(maps.Keys(s.Injected)) {
+		rows = append(rows, []string{string(k), strconv.Itoa(s.Injected[k])})
+	}
+	fmt.Fprintln(w)
+	table(w, rows...)
+	for i, r := range s.Broken {
+		if i == 20 {
+			fmt.Fprintf(w, "… and %d more\n", len(s.Broken)-i)
+			break
+		}
+		fmt.Fprintf(w, "seed %d: %s\n", r.Seed, r.Violation)
+	}
+}
+
+// simScenarios runs the scenarios of a file.
+func (m *Main) simScenarios() *cobra.Command {
+	only, trace := "", false
+	cmd := &cobra.Command{
+		Use: "scenarios FILE", Short: "Run the scenarios of a file and compare their outcomes", Example: "  sauh sim scenarios ha-scenarios.json --only test-basic1",
+		Args: takes("a file of scenarios"),
+	}
+	cmd.Flags().StringVar(&only, "only", "", "run this one alone")
+	cmd.Flags().BoolVar(&trace, "trace", false, "with --only: print all that happens")
+	out := m.outputFlag(cmd)
+	cmd.RunE = func(_ *cobra.Command, args []string) error {
+		file, err := os.Open(args[0])
+		if err != nil {
+			return fmt.Errorf("read scenarios: %w", err)
+		}
+		defer file.Close()
+		all, err := sim.ReadScenarios(file)
+		if err != nil {
+			return fmt.Errorf("%s: %w", args[0], err)
+		}
+		var verdicts []sim.Verdict
+		bad := 0
+		for i := range all {
+			if only != "" && all[i].Name != only {
+				continue
+			}
+			var w io.Writer
+			if trace && only != "" {
+				w = m.Stdout
+			}
+			v := sim.RunScenario(&all[i], w)
+			if !v.OK {
+				bad++
+			}
+			verdicts = append(verdicts, v)
+		}
+		if len(verdicts) == 0 {
+			return fmt.Errorf("%s has no scenario %q", args[0], only)
+		}
+		if err := out.print(verdicts, func(w io.Writer) { printVerdicts(w, verdicts) }); err != nil {
+			return err
+		}
+		if bad > 0 {
+			return fmt.Errorf("%d of %d scenarios differ", bad, len(verdicts))
+		}
+		return nil
+	}
+	return cmd
+}
+
+func printVerdicts(w io.Writer, verdicts []sim.Verdict) {
+	for _, v := range verdicts {
+		word := "agrees"
+		switch {
+		case v.Accepted != "":
+			word = "accepted: " + v.Accepted
+		case !v.OK:
+			word = "DIFFERS: " + strings.Join(v.Differs, "; ")
+		case v.Recovery > 0:
+			word += fmt.Sprintf(", recovers in %d %% of the reference's time", v.Recovery)
+		}
+		fmt.Fprintf(w, "%-64s %s\n", v.Name, word)
+	}
+}
+
+// simMutations lists the planted bugs.
+func (m *Main) simMutations() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "mutations", Short: "List the bugs that can be planted to try the simulator, or plant each and find it",
+		Example: "  sauh sim mutations --find", Args: takes(),
+	}
+	find, seeds := false, 10_000
+	cmd.Flags().BoolVar(&find, "find", false, "plant each and live until a life finds it")
+	cmd.Flags().IntVar(&seeds, "seeds", seeds, "with --find: how many lives at most")
+	out := m.outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		all := sim.Mutations()
+		if find {
+			if err := m.findMutations(cmd.Context(), all, seeds); err != nil {
+				return err
+			}
+		}
+		return out.print(all, func(w io.Writer) {
+			rows := [][]string{{"NAME", "FOUND BY SEED", "RULE", "WHAT IT DOES"}}
+			for _, mu := range all {
+				rows = append(rows, []string{mu.Name, strconv.FormatUint(mu.Seed, 10), string(mu.Rule), mu.What})
+			}
+			table(w, rows...)
+		})
+	}
+	return cmd
+}
+
+// findMutations fills in which seed finds each planted bug, and which rule that breaks.
+func (m *Main) findMutations(ctx context.Context, all []sim.Mutation, seeds int) error {
+	var missed []string
+	for i := range all {
+		r, ok := sim.Find(ctx, all[i], seeds, 2)
+		if !ok {
+			missed = append(missed, all[i].Name)
+			all[i].Rule = "not found"
+			continue
+		}
+		all[i].Seed, all[i].Rule = r.Seed, r.Violation.Rule
+	}
+	if len(missed) > 0 {
+		fmt.Fprintf(m.Stderr, "%d of %d planted bugs are not found within %d lives: %s\n", len(missed), len(all), seeds, strings.Join(missed, ", "))
+	}
+	return ctx.Err()
+}

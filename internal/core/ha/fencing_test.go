@@ -1,0 +1,217 @@
+package ha_test
+
+import (
+	"testing"
+	"time"
+
+	"sauh.dev/sauh/internal/core/ha"
+	"sauh.dev/sauh/internal/core/pveconf"
+)
+
+var bmc = []ha.FenceMethod{{Name: "ipmi", Rehearsed: true}}
+
+func TestANodeThatItsBMCSaysIsOffIsTakenInSeconds(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.fencing, s.bmc = bmc, func(node string) bool { return !s.actor(node).up }
+	s.guest(100, "n3", pveconf.HAStarted)
+	s.run(second)
+	s.die("n3")
+	s.run(3 * second)
+	s.is("vm:100 n1 started runs")
+	s.happened("start vm:100 on n3", "cut n3", "vm:100 n3→n1", "start vm:100 on n1")
+}
+
+func TestANodeThatHangsIsSwitchedOffAndVerified(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.fencing, s.bmc = bmc, func(string) bool { return len(s.actor("n3").runs) == 0 }
+	s.guest(100, "n3", pveconf.HAStarted)
+	s.run(second)
+	s.actor("n3").up = false // it hangs: its guest runs
+	s.run(5900 * time.Millisecond)
+	s.happened("start vm:100 on n3")
+	s.run(1500 * time.Millisecond)
+	s.happened("shoot n3 by ipmi", "cut n3", "vm:100 n3→n1", "start vm:100 on n1")
+}
+
+func TestANodeWithoutGuestsToBringBackIsNeitherAskedNorShot(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.fencing, s.bmc = bmc, func(string) bool { t.Error("asked"); return false }
+	s.guest(100, "n3", pveconf.HADisabled)
+	s.run(second)
+	s.actor("n3").up = false
+	s.run(20 * second)
+	s.happened()
+}
+
+// fenceTalk is a dialogue with a manager about n3, which has the methods given and one guest.
+func fenceTalk(t *testing.T, methods ...ha.FenceMethod) *managerTalk {
+	d := talkToManager(t)
+	d.guest(100, "n3", pveconf.HAStarted)
+	for i := range d.v.Members {
+		d.v.Members[i].Heard = 500 * time.Millisecond
+	}
+	d.member("n3").Fencing = methods
+	return d
+}
+
+// quiet lets n3 be silent on all paths by now.
+func (d *managerTalk) quiet(silence time.Duration) {
+	d.now = silence
+	d.silent("n3", silence)
+	d.member("n3").Heard = silence
+}
+
+func (d *managerTalk) says3(off bool, want ...string) {
+	d.t.Helper()
+	d.says(ha.FenceResult{Action: d.given("ask n3").(ha.AskFence), Off: off}, want...)
+}
+
+func TestOffIsReadTwiceAndApart(t *testing.T) {
+	d := fenceTalk(t, bmc...)
+	d.quiet(2 * second)
+	d.view("ask n3 ipmi", "wake 3s")
+	d.says3(true, "wake 2.5s") // half a second later
+	d.now = 2500 * time.Millisecond
+	d.says(ha.Tick{}, "ask n3 ipmi", "wake 3s")
+	d.says3(true, "cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3")
+	d.reason("cut n3", "n3 is cut off: ipmi says that n3 has no power")
+}
+
+func TestAnOnBetweenTwoOffsBeginsAnew(t *testing.T) {
+	d := fenceTalk(t, bmc...)
+	d.quiet(2 * second)
+	d.view("ask n3 ipmi", "wake 3s")
+	d.says3(true, "wake 2.5s")
+	d.now = 2500 * time.Millisecond
+	d.says(ha.Tick{}, "ask n3 ipmi", "wake 3s")
+	d.says3(false, "wake 2.75s")
+	d.now = 2750 * time.Millisecond
+	d.says(ha.Tick{}, "ask n3 ipmi", "wake 3s")
+	d.says3(true, "wake 3s")
+	d.quiet(3250 * time.Millisecond)
+	d.view("ask n3 ipmi", "wake 3.35s")
+	d.says3(true, "cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3")
+}
+
+func TestASignOfLifeVoidsAProof(t *testing.T) {
+	d := fenceTalk(t, bmc...)
+	d.quiet(2 * second)
+	d.view("ask n3 ipmi", "wake 3s")
+	d.says3(true, "wake 2.5s")
+	d.quiet(2500 * time.Millisecond)
+	d.member("n3").Heard = 100 * time.Millisecond // a beacon, though it does not renew
+	d.view("wake 3s")
+	d.quiet(4500 * time.Millisecond)
+	d.member("n3").Heard = 2100 * time.Millisecond
+	d.view("ask n3 ipmi", "wake 4.6s")
+	d.says3(true, "wake 4.6s") // the first one again
+}
+
+func TestARenewalVoidsAProof(t *testing.T) {
+	d := fenceTalk(t, bmc...)
+	d.quiet(2 * second)
+	d.view("ask n3 ipmi", "wake 3s")
+	d.says3(true, "wake 2.5s")
+	d.now = 2500 * time.Millisecond
+	d.says(ha.Tick{}, "ask n3 ipmi", "wake 3s")
+	d.silent("n3", 0)
+	d.member("n3").Heard, d.member("n3").LiveRevision = time.Millisecond, 31
+	d.view("wake 4.499s")
+	d.says3(true, "wake 2.75s") // nothing comes of it
+	d.now = 2750 * time.Millisecond
+	d.says(ha.Tick{}, "wake 4.499s")
+}
+
+func TestAMethodWhoseRehearsalFailedProvesNothing(t *testing.T) {
+	d := fenceTalk(t, ha.FenceMethod{Name: "ipmi"})
+	d.quiet(7 * second)
+	d.view("wake 7.1s")
+}
+
+func TestABMCThatHangsDelaysNothing(t *testing.T) {
+	d := fenceTalk(t, ha.FenceMethod{Name: "ipmi", Rehearsed: true}, ha.FenceMethod{Name: "redfish", Rehearsed: true})
+	d.quiet(2 * second)
+	d.view("ask n3 ipmi", "ask n3 redfish", "wake 3s")
+	d.says(ha.FenceResult{Action: ha.AskFence{Node: "n3", Method: "redfish"}, Off: true}, "wake 2.5s")
+	d.quiet(2500 * time.Millisecond)
+	d.view("ask n3 redfish", "wake 3s")
+	d.says(ha.FenceResult{Action: ha.AskFence{Node: "n3", Method: "redfish"}, Off: true}, "cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3")
+}
+
+func TestWithoutAnAnswerTheLeaseDecides(t *testing.T) {
+	d := fenceTalk(t, bmc...)
+	d.quiet(7 * second)
+	d.view("shoot n3 ipmi", "ask n3 ipmi", "wake 7.1s")
+	d.failed("shoot n3", ha.FailOther, "timeout", "wake 7.1s")
+	d.failed("ask n3", ha.FailOther, "timeout", "wake 7.1s")
+	d.quiet(11 * second)
+	d.view("cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3")
+}
+
+func TestABlocklistCoversGuestsAndNotTheNode(t *testing.T) {
+	d := fenceTalk(t, ha.FenceMethod{Name: "ceph", Blocklist: true, Rehearsed: true})
+	d.guest(101, "n3", pveconf.HAStarted)
+	d.v.Guests[1].RBD = true
+	d.quiet(6 * second)
+	d.view("shoot n3 ceph", "wake 6.1s")
+	d.done("shoot n3", 0, "cut n3 epoch 5 by n1 [live 30]", "status vm:101 fence on n3", "wake 6.1s")
+	cut := d.given("cut n3").(ha.Cut)
+	if cut.NewLive.Covers != "rbd" {
+		t.Errorf("got %+v", cut.NewLive)
+	}
+	d.says(ha.ActionDone{Action: cut, Revision: 1001}, "wake 6.1s")
+	d.fenced("n3", 1001)
+	m := d.member("n3")
+	m.Live.Covers, m.Silence, m.MayTake = "rbd", 0, true // the observer takes every cut for the end of a lease
+	d.view("move vm:101 n3→n2 [live 1001 conf 101 prot 201 node 2]", "wake 10.52s")
+	d.done("move vm:101", 1002, "wake 10.52s")
+	d.moved(101, "n2", 1002)
+	d.now, m.Silence = 10520*time.Millisecond, 4520*time.Millisecond
+	d.view("move vm:100 n3→n1 [live 1001 conf 100 prot 200 node 1]", "wake 13.02s")
+}
+
+func TestANewManagerWaitsALeaseAfterABlocklistedCut(t *testing.T) {
+	d := fenceTalk(t, ha.FenceMethod{Name: "ceph", Blocklist: true, Rehearsed: true})
+	d.fenced("n3", 1001)
+	m := d.member("n3")
+	m.Live.Covers, m.Silence, m.Heard, m.MayTake = "rbd", second, 7*second, true
+	d.view("wake 9.52s")
+	m.Silence = 10520 * time.Millisecond
+	d.now = 9520 * time.Millisecond
+	d.view("move vm:100 n3→n1 [live 1001 conf 100 prot 200 node 1]")
+}
+
+func TestAGuestThatNobodyGuardedComesBackByAProofOfPower(t *testing.T) {
+	d := fenceTalk(t, bmc...)
+	delete(d.v.Protected, 100)
+	d.fenced("n3", 1001)
+	m := d.member("n3")
+	m.Silence, m.Heard, m.MayTake = time.Minute, time.Minute, true
+	d.view("ask n3 ipmi", "status vm:100 recovery on n3")
+	d.reason("status vm:100", "vm:100 is recovery: vm:100 cannot be taken over: not under guard on n3")
+	m.Proofs = []ha.Proof{{Method: "pdu", Age: second}}
+	d.view("move vm:100 n3→n1 [live 1001 conf 100 prot 0 node 1]")
+}
+
+func TestNoProofIsSoughtForAnEndInOrder(t *testing.T) {
+	d := fenceTalk(t, bmc...)
+	d.v.Policy.Shutdown = ha.ShutdownFreeze
+	m := d.member("n3")
+	m.Mode = ha.NodeMode{Ends: ha.EndsShutdown, BootID: "boot-n3"}
+	m.Live.Left, m.MayTake, m.Heard, m.Silence = true, true, time.Hour, time.Hour
+	d.view("status vm:100 freeze on n3")
+	m.Mode.BootID = "another" // of its last life
+	d.view("cut n3 epoch 5 by n1 [live 30]")
+}
+
+func TestNobodyIsShotWhileDisarmed(t *testing.T) {
+	d := fenceTalk(t, bmc...)
+	d.v.Mode.Disarm = ha.DisarmFreeze
+	d.quiet(time.Minute)
+	d.view("status vm:100 freeze on n3")
+	d.v.Mode.Disarm = ha.Armed
+	d.member("n3").Request = ha.NodeRequest{Disarm: ha.DisarmIgnore}
+	d.v.Statuses[100] = ha.StatusRecord{}
+	d.v.Revision = 2000
+	d.view()
+}

@@ -1,0 +1,248 @@
+package ha_test
+
+import (
+	"strings"
+	"testing"
+
+	"sauh.dev/sauh/internal/core/ha"
+	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/core/place"
+	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/core/rules"
+)
+
+// ruled compiles the text of ha/rules.cfg for the stage's nodes.
+func (s *stage) ruled(text string) {
+	s.t.Helper()
+	parsed, err := pveconf.ParseHARules([]byte(text))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var nodes []rules.Node
+	for _, a := range s.nodes {
+		nodes = append(nodes, rules.Node{Name: a.name})
+	}
+	s.rules = rules.Compile(parsed, nodes)
+}
+
+const onlyN2N3 = "node-affinity: rule\n\tresources vm:100\n\tnodes n2:2,n3:1\n\tstrict 1\n"
+
+func TestAStoppedGuestStartsWhereARuleWantsIt(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.guest(100, "n1", pveconf.HAStarted)
+	s.ruled(onlyN2N3)
+	s.run(second)
+	s.is("vm:100 n2 started runs")
+	s.happened("vm:100 n1→n2", "start vm:100 on n2")
+}
+
+func TestARuleThatChangesMovesTheGuestLive(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.guest(100, "n1", pveconf.HAStarted)
+	s.run(second)
+	s.ruled(onlyN2N3)
+	s.run(second)
+	s.happened("start vm:100 on n1", "vm:100 n1→n2")
+}
+
+func TestFailback(t *testing.T) {
+	for _, no := range []bool{false, true} {
+		s := newStage(t, "n1", "n2", "n3")
+		s.guest(100, "n2", pveconf.HAStarted)
+		s.config[100] = ha.Resource{MaxRestart: 1, MaxRelocate: 1, NoFailback: no}
+		s.ruled(onlyN2N3)
+		s.run(second)
+		s.die("n2")
+		s.run(15 * second)
+		s.is("vm:100 n3 started runs")
+		s.boot("n2")
+		s.run(second)
+		if no {
+			s.is("vm:100 n3 started runs")
+		} else {
+			s.is("vm:100 n2 started runs")
+		}
+	}
+}
+
+func TestAGuestWithoutAPlaceWaitsInRecoveryForItsNode(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.guest(100, "n3", pveconf.HAStarted)
+	s.ruled("node-affinity: rule\n\tresources vm:100\n\tnodes n3\n\tstrict 1\n")
+	s.run(second)
+	s.die("n3")
+	s.run(30 * second)
+	s.is("vm:100 n3 recovery")
+	s.boot("n3")
+	s.run(second)
+	s.is("vm:100 n3 started runs")
+}
+
+func TestACommandTakesThoseAlongThatMustBeTogetherAndRespectsThoseApart(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	for _, id := range []model.VMID{100, 101} {
+		s.guest(id, "n1", pveconf.HAStarted)
+	}
+	s.guest(102, "n2", pveconf.HAStarted)
+	s.ruled("resource-affinity: together\n\tresources vm:100,vm:101\n\taffinity positive\n\nresource-affinity: apart\n\tresources vm:100,vm:102\n\taffinity negative\n")
+	s.run(second)
+	s.asks(101, ha.Command{Kind: ha.CommandMigrate, Target: "n3"})
+	s.run(second)
+	s.is("vm:100 n3 started runs", "vm:101 n3 started runs", "vm:102 n2 started runs")
+	s.log = nil
+	s.asks(102, ha.Command{Kind: ha.CommandMigrate, Target: "n3"})
+	s.run(second)
+	if len(s.log) != 1 || !strings.HasPrefix(s.log[0], "refused vm:102: ") || !strings.Contains(s.log[0], "vm:100") {
+		t.Errorf("got %q", s.log)
+	}
+}
+
+func TestAStartThatTheClusterCouldNotBearIsRefusedOrWarnedOf(t *testing.T) {
+	for _, warn := range []bool{false, true} {
+		s := newStage(t, "n1", "n2", "n3")
+		s.policy.Tolerate, s.policy.WarnOnly = 1, warn
+		for i, node := range []string{"n1", "n2", "n3"} {
+			id := model.VMID(100 + i)
+			s.guest(id, node, pveconf.HAStarted)
+			g := s.guests[id]
+			g.MemoryMiB = 9000
+			s.guests[id] = g
+			s.resources[id] = pveconf.HADisabled
+		}
+		s.run(second) // the cluster learns that they are stopped
+		s.resources[100] = pveconf.HAStarted
+		s.run(second)
+		s.happened("start vm:100 on n1")
+		s.resources[101], s.resources[102] = pveconf.HAStarted, pveconf.HAStarted
+		s.run(20 * second)
+		if warn {
+			s.is("vm:100 n1 started runs", "vm:101 n2 started runs", "vm:102 n3 started runs")
+			continue
+		}
+		held := s.status(102)
+		if held.State != ha.StatusStopped || held.Hold == "" || held.Hold != held.Reason {
+			t.Errorf("got %+v", held)
+		}
+		s.resources[100], s.resources[101] = pveconf.HADisabled, pveconf.HADisabled
+		s.run(20 * second)
+		s.is("vm:100 n1 stopped", "vm:101 n2 stopped", "vm:102 n3 started runs")
+	}
+}
+
+func TestRebalanceOnStart(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.policy.RebalanceOnStart = true
+	for i := range 3 {
+		s.guest(model.VMID(100+i), "n1", pveconf.HAStarted)
+	}
+	s.run(second)
+	on := map[string]int{}
+	for i := range 3 {
+		node, _ := s.store.owner(model.VMID(100 + i))
+		on[node]++
+	}
+	if len(on) != 3 {
+		t.Errorf("got %v, want one on each", on)
+	}
+}
+
+func TestAutomaticRebalancingComesToRest(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.policy.Rebalance, s.policy.Placing, s.policy.Balance = true, place.Static, place.DefaultBalanceParams()
+	for i := range 6 {
+		s.guest(model.VMID(100+i), "n1", pveconf.HAStarted)
+	}
+	s.run(second)
+	s.log = nil
+	s.run(20 * 60 * second)
+	moves := len(s.log)
+	on := map[string]int{}
+	for i := range 6 {
+		node, _ := s.store.owner(model.VMID(100 + i))
+		on[node]++
+	}
+	if on["n1"] > 3 || moves > 4 {
+		t.Errorf("got %v after %d moves: %q", on, moves, s.log)
+	}
+}
+
+func TestAGuestThatWasStoppedWaitsForTheManagersWordAndNotForEver(t *testing.T) {
+	d := talkToWorker(t)
+	d.guest(100, pveconf.HAStarted)
+	d.v.AwaitManager = true
+	d.view("wake 5s")
+	d.now = 5 * second
+	d.says(ha.Tick{}, "start vm:100 attempt 1")
+}
+
+func TestAGuestThatRanDoesNotWaitForTheManagersWord(t *testing.T) {
+	d := talkToWorker(t)
+	d.guest(100, pveconf.HAStarted)
+	d.v.AwaitManager = true
+	d.v.Statuses[100] = ha.StatusRecord{Status: ha.Status{State: ha.StatusStarted, Node: "n1"}, Revision: 9}
+	d.view("start vm:100 attempt 1")
+}
+
+func TestGuestsThatARuleTiesTogetherAreNotChasedAround(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	for _, id := range []model.VMID{101, 103, 201, 203} {
+		s.guest(id, "n1", pveconf.HAStarted)
+	}
+	for _, id := range []model.VMID{102, 202} {
+		s.guest(id, "n2", pveconf.HAStarted)
+	}
+	s.ruled("resource-affinity: together-100\n\tresources vm:101,vm:102,vm:103\n\taffinity positive\n\n" +
+		"resource-affinity: together-200\n\tresources vm:201,vm:202,vm:203\n\taffinity positive\n\n" +
+		"resource-affinity: apart\n\tresources vm:101,vm:201\n\taffinity negative\n")
+	s.run(30 * second)
+	s.is("vm:101 n3 started runs", "vm:102 n3 started runs", "vm:103 n3 started runs", "vm:201 n2 started runs", "vm:202 n2 started runs", "vm:203 n2 started runs")
+	moves := 0
+	for _, l := range s.log {
+		if strings.Contains(l, "→") {
+			moves++
+		}
+	}
+	if moves != 5 {
+		t.Errorf("%d moves, want 5: %q", moves, s.log)
+	}
+}
+
+func TestAManagerThatHasJustBegunWaitsForThoseThatBoot(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.guest(100, "n1", pveconf.HAStarted)
+	s.ruled("node-affinity: rule\n\tresources vm:100\n\tnodes n3:2,n1:1\n")
+	s.actor("n3").up = false
+	s.actor("n3").renewed = -100 * second
+	s.run(second)
+	s.happened()
+	s.boot("n3")
+	s.run(second)
+	s.happened("vm:100 n1→n3", "start vm:100 on n3")
+}
+
+func TestAManagerDoesNotWaitForEver(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.guest(100, "n1", pveconf.HAStarted)
+	s.ruled("node-affinity: rule\n\tresources vm:100\n\tnodes n3:2,n1:1\n")
+	s.actor("n3").up = false
+	s.actor("n3").renewed = -100 * second
+	s.run(4 * second)
+	s.happened("start vm:100 on n1")
+}
+
+func TestANodeThatEndsWithoutAQuorumIsWokenWhenItMayGo(t *testing.T) {
+	w := ha.NewWorker("n1", ha.DefaultParams())
+	v := ha.LocalView{Quorate: true, LeaseValid: true, NodeMode: ha.NodeMode{Ends: ha.EndsShutdown, BootID: "b"}}
+	w, _ = w.Step(0, v)
+	v.Quorate = false
+	w, actions := w.Step(second, v)
+	if len(actions) != 1 || line(actions[0]) != "wake 11.52s" {
+		t.Errorf("got %v", actions)
+	}
+	if ok, why := w.MayLeave(5 * second); ok || why != "there is no quorum" {
+		t.Errorf("got %v %q", ok, why)
+	}
+	if ok, _ := w.MayLeave(11520 * second / 1000); !ok {
+		t.Error("it may not go after a lease without a quorum")
+	}
+}

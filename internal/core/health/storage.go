@@ -1,0 +1,106 @@
+package health
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Storage is one storage as this node sees it. It is not safe for concurrent use. Make it with [NewStorage].
+type Storage struct {
+	p      Params
+	passed passed
+
+	asked    bool          // a probe is under way
+	silence  time.Duration // since then
+	failures int           // probes that failed, one after the other
+	failure  string        // the last of them
+	good     int           // probes that succeeded, one after the other
+	guests   map[string]ioError
+	verdict  Verdict
+}
+
+type ioError struct {
+	age    time.Duration
+	reason string
+}
+
+// Verdict is what is thought of a storage or a link.
+type Verdict struct {
+	Lost bool
+	// Reason says why it is lost: a part of a sentence, "no answer for 15s". It stays as it was when the storage was lost.
+	Reason string
+}
+
+// NewStorage is one that nothing is known of; it is not lost.
+func NewStorage(p Params) *Storage { return &Storage{p: p, guests: map[string]ioError{}} }
+
+// Asked says that a probe was begun.
+func (s *Storage) Asked() { s.asked, s.silence = true, 0 }
+
+// Answered says that the probe ended: "" if all went well, or what went wrong.
+func (s *Storage) Answered(failure string) {
+	s.asked, s.silence = false, 0
+	if failure == "" {
+		s.failures, s.failure = 0, ""
+		s.good++
+		return
+	}
+	s.failures, s.failure, s.good = s.failures+1, failure, 0
+}
+
+// GuestError says that a guest had an I/O error on this storage. More of them from the same guest count once, since a
+// single broken image is no lost storage. A full storage must not be reported: that is the same on each node.
+func (s *Storage) GuestError(guest, reason string) {
+	s.guests[guest] = ioError{reason: reason}
+}
+
+// Look returns what is thought at now. It must be called at least each Tick.
+func (s *Storage) Look(now time.Time) Verdict {
+	d := s.passed.step(now, s.p.Tick)
+	if s.asked {
+		s.silence += d
+	}
+	for guest, e := range s.guests {
+		if e.age += d; e.age > s.p.ErrorWindow {
+			delete(s.guests, guest)
+		} else {
+			s.guests[guest] = e
+		}
+	}
+	reason := s.complaint()
+	switch {
+	case !s.verdict.Lost && reason != "":
+		s.verdict = Verdict{true, reason}
+	case s.verdict.Lost && reason == "" && s.good >= s.p.Good && len(s.guests) == 0:
+		s.verdict = Verdict{}
+	}
+	if reason != "" {
+		s.good = 0 // what has been good counts from the last complaint on
+	}
+	return s.verdict
+}
+
+// complaint is why the storage is lost, "" if nothing speaks for that.
+func (s *Storage) complaint() string {
+	if s.silence >= s.p.LostAfter {
+		return fmt.Sprintf("no answer for %s", s.p.LostAfter)
+	}
+	if s.failures+len(s.guests) < s.p.Errors {
+		return ""
+	}
+	var parts []string
+	switch {
+	case s.failures == 1:
+		parts = append(parts, "a probe failed: "+s.failure)
+	case s.failures > 1:
+		parts = append(parts, fmt.Sprintf("%d probes in a row failed: %s", s.failures, s.failure))
+	}
+	if len(s.guests) > 0 {
+		names := slices.Sorted(maps.Keys(s.guests))
+		parts = append(parts, fmt.Sprintf("I/O errors of guests %s: %s", strings.Join(names, ", "), s.guests[names[0]].reason))
+	}
+	return strings.Join(parts, "; ")
+}

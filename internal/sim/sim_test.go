@@ -1,0 +1,196 @@
+package sim
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// lives is how many lives the unit tests live; `make sim` lives 10,000.
+const lives = 300
+
+func TestALifeWithoutFaultsBreaksNoRule(t *testing.T) {
+	for seed := range uint64(40) {
+		r := Run(Options{Seed: seed, Given: true})
+		if r.Violation != nil {
+			t.Fatalf("seed %d: %s", seed, r.Violation)
+		}
+		if r.Cuts+r.Moves+r.Resets > 0 {
+			t.Errorf("seed %d: %d cuts, %d moves, %d resets in a life without faults", seed, r.Cuts, r.Moves, r.Resets)
+		}
+	}
+}
+
+func TestALifeIsTheSameEachTime(t *testing.T) {
+	for seed := range uint64(20) {
+		var a, b bytes.Buffer
+		Run(Options{Seed: seed, Trace: &a})
+		Run(Options{Seed: seed, Trace: &b})
+		if !bytes.Equal(a.Bytes(), b.Bytes()) {
+			t.Errorf("seed %d has two lives", seed)
+		}
+	}
+}
+
+func TestTracingChangesNothing(t *testing.T) {
+	for seed := range uint64(20) {
+		var trace bytes.Buffer
+		a, b := Run(Options{Seed: seed, Trace: &trace}), Run(Options{Seed: seed})
+		if a.Events != b.Events || a.Commits != b.Commits {
+			t.Errorf("seed %d: %d events and %d commits with a trace, %d and %d without", seed, a.Events, a.Commits, b.Events, b.Commits)
+		}
+	}
+}
+
+func TestLivesWithFaultsBreakNoRule(t *testing.T) {
+	sum := Many{Seeds: lives, Workers: 2, Now: time.Now}.Live(t.Context())
+	for _, r := range sum.Broken {
+		t.Errorf("seed %d: %s\n  sauh sim --seed %d --trace", r.Seed, r.Violation, r.Seed)
+	}
+	if sum.Cuts == 0 || sum.Resets == 0 || sum.LateWrites == 0 || sum.Moves == 0 {
+		t.Errorf("the faults do nothing: %+v", sum)
+	}
+}
+
+func TestEachKindOfFaultIsInjected(t *testing.T) {
+	sum := Many{Seeds: lives, Workers: 2, Now: time.Now}.Live(t.Context())
+	for _, k := range weighted() {
+		if sum.Injected[k.kind] == 0 {
+			t.Errorf("%s was never injected in %d lives", k.kind, lives)
+		}
+	}
+}
+
+func TestPlantedBugsAreFound(t *testing.T) {
+	found := 0
+	for _, m := range Mutations() {
+		if m.Rule == "" {
+			continue // known not to be found; docs/simulator.md says why
+		}
+		r, ok := Find(t.Context(), m, 320, 2)
+		if !ok {
+			t.Errorf("%s (%s) is found no more: run `sauh sim mutations --find` and write the seed into the table", m.Name, m.What)
+			continue
+		}
+		found++
+		if r.Seed != m.Seed || r.Violation.Rule != m.Rule {
+			t.Logf("%s is now found by seed %d as %s; the table says %d as %s", m.Name, r.Seed, r.Violation.Rule, m.Seed, m.Rule)
+		}
+	}
+	if found < 40 {
+		t.Errorf("%d planted bugs are found, 40 must be", found)
+	}
+}
+
+func TestShrinkingKeepsTheRuleAndLosesFaults(t *testing.T) {
+	o := Options{Mutation: "freeze-nothing"}
+	r := Run(o)
+	if r.Violation == nil {
+		t.Skip("seed 0 does not find the planted bug any more")
+	}
+	s := Shrink(o, r)
+	if s.Violation == nil || s.Violation.Rule != r.Violation.Rule || len(s.Plan.Faults) > len(r.Plan.Faults) {
+		t.Errorf("shrunk from %d faults and %v to %d faults and %v", len(r.Plan.Faults), r.Violation, len(s.Plan.Faults), s.Violation)
+	}
+}
+
+// scenarios are the reference's own, trimmed to what is read.
+func scenarios(t *testing.T) []Scenario {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata", "scenarios.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := ReadScenarios(bytes.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func TestTheReferencesScenariosAgree(t *testing.T) {
+	all := scenarios(t)
+	if len(all) != 76 {
+		t.Fatalf("%d scenarios, want 76", len(all))
+	}
+	for i := range all {
+		t.Run(all[i].Name, func(t *testing.T) {
+			if v := RunScenario(&all[i], nil); !v.OK {
+				t.Errorf("%s", strings.Join(v.Differs, "\n"))
+			}
+		})
+	}
+}
+
+func TestAScenarioThatEndsOtherwiseIsToldApart(t *testing.T) {
+	sc := scenarios(t)[0]
+	for sid, f := range sc.Outcome.Final {
+		f.Node = "node9"
+		sc.Outcome.Final[sid] = f
+	}
+	if v := RunScenario(&sc, nil); v.OK || len(v.Differs) != len(sc.Outcome.Final) {
+		t.Errorf("got %+v, want a difference for each service", v)
+	}
+}
+
+func TestACommandThatIsNotKnownIsADifference(t *testing.T) {
+	sc := scenarios(t)[0]
+	sc.Outcome.Commands = append(sc.Outcome.Commands, [2]any{130.0, "service vm:101 dance"})
+	v := RunScenario(&sc, nil)
+	if v.OK || !strings.Contains(strings.Join(v.Differs, " "), "dance") {
+		t.Errorf("got %+v", v)
+	}
+}
+
+func TestEachExceptionIsAScenarioWithAReason(t *testing.T) {
+	names := map[string]bool{}
+	for _, sc := range scenarios(t) {
+		names[sc.Name] = true
+	}
+	for _, e := range Exceptions() {
+		if !names[e.Name] || e.Reason == "" {
+			t.Errorf("exception %+v", e)
+		}
+	}
+}
+
+func TestTheManualListsPlantedBugsAndExceptions(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "simulator.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range Mutations() {
+		if !bytes.Contains(text, []byte("| "+m.Name+" |")) {
+			t.Errorf("docs/simulator.md does not list %s", m.Name)
+		}
+	}
+	for _, e := range Exceptions() {
+		if !bytes.Contains(text, []byte(e.Name)) {
+			t.Errorf("docs/simulator.md does not list %s", e.Name)
+		}
+	}
+}
+
+func TestAResultIsJSON(t *testing.T) {
+	r := Run(Options{Seed: 3, Length: time.Minute})
+	text, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var back Result
+	if err := json.Unmarshal(text, &back); err != nil || back.Events != r.Events {
+		t.Errorf("got %+v, %v", back, err)
+	}
+}
+
+func BenchmarkLife(b *testing.B) {
+	seed := uint64(0)
+	for b.Loop() {
+		Run(Options{Seed: seed})
+		seed++
+	}
+}
