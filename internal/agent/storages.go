@@ -69,16 +69,16 @@ func (s storageSet) driver(name string) (storage.Driver, error) {
 	return nil, model.Errorf(model.ErrNotFound, "storage '%s' does not exist", name)
 }
 
-// of names the storages of a guest's volumes, each once, in order.
-func (s storageSet) of(conf *pveconf.Guest) []string {
-	names, _ := volumesOf(conf, s.all)
+// of names the storages of disks, each once, in order.
+func (s storageSet) of(disks []pveconf.Disk) []string {
+	names, _ := volumesOf(disks, s.all)
 	slices.Sort(names)
 	return slices.Compact(names)
 }
 
-// localReason says what ties a guest to its node, "" for nothing.
-func (s storageSet) localReason(conf *pveconf.Guest) string {
-	_, local := volumesOf(conf, s.all)
+// localReason says which of the disks ties a guest to its node, "" for none.
+func (s storageSet) localReason(disks []pveconf.Disk) string {
+	_, local := volumesOf(disks, s.all)
 	return local
 }
 

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -15,6 +17,7 @@ import (
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/client"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/core/pveconf"
 	"sauh.dev/sauh/internal/core/units"
 )
 
@@ -218,10 +221,22 @@ func (m *Main) vmSet() *cobra.Command {
 		if err := c.SetGuestConfig(ctx, node, id, set, del, digest); err != nil {
 			return err
 		}
-		m.say("guest %d changed", id)
+		m.say("guest %d changed%s", id, laterNote(ctx, c, node, id, set, del))
 		return nil
 	})
 	return cmd
+}
+
+// laterNote says which changes a guest that runs does not see yet, "" if there are none.
+func laterNote(ctx context.Context, c *client.Client, node string, id model.VMID, set map[string]string, del []string) string {
+	keys := slices.DeleteFunc(append(slices.Sorted(maps.Keys(set)), del...), func(k string) bool { return !pveconf.AtNextStart(k) })
+	if len(keys) == 0 {
+		return ""
+	}
+	if st, err := c.GuestStatus(ctx, node, id); err != nil || st.Status != "running" {
+		return "" // the change was made; whether the guest runs is only a hint
+	}
+	return "; it runs, so this takes effect at its next start: " + strings.Join(keys, ", ")
 }
 
 func (m *Main) vmConfig() *cobra.Command {
