@@ -20,7 +20,7 @@ func TestAMemberThatIsStartingIsNoFreshNode(t *testing.T) {
 	refused(t, err, model.ErrUnavailable, want)
 	refused(t, c.Create(t.Context(), api.CreateClusterRequest{Name: "other"}), model.ErrUnavailable, want)
 	refused(t, c.Join(t.Context(), testKey().encode(), ""), model.ErrUnavailable, want)
-	refused(t, c.Leave(t.Context()), model.ErrUnavailable, want)
+	refused(t, c.Leave(t.Context(), ""), model.ErrUnavailable, want)
 	if _, err := os.Stat(p.storeData()); err != nil {
 		t.Errorf("the store's data: %v", err)
 	}

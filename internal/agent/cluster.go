@@ -140,6 +140,10 @@ func (a *Agent) Create(ctx context.Context, r api.CreateClusterRequest) error {
 		m.close()
 		return fmt.Errorf("write the first records: %w", err)
 	}
+	if err := m.membership.catchUp(ctx); err != nil {
+		m.close()
+		return err
+	}
 	ms.Existing = true
 	if err := saveJSON(a.opts.Paths.membership(), ms); err != nil {
 		m.close()
@@ -159,25 +163,6 @@ func (a *Agent) Key(ctx context.Context, valid time.Duration) (api.JoinKey, erro
 		return api.JoinKey{}, err
 	}
 	return m.membership.key(ctx, valid)
-}
-
-// Leave implements api.Cluster.
-func (a *Agent) Leave(ctx context.Context) error {
-	a.joining.Lock()
-	defer a.joining.Unlock()
-	m, err := a.member()
-	if err != nil {
-		return err
-	}
-	if nodes := m.roster.nodes(); len(nodes) == 1 && nodes[0].Name == m.name {
-		return model.Errorf(model.ErrBusy, "%s is the last node of cluster %s: there is nobody left to keep it", m.name, m.cluster.Name)
-	}
-	if err := m.membership.dropNode(ctx, m.name); err != nil {
-		return err
-	}
-	a.log.Info("left the cluster", "cluster", m.cluster.Name)
-	a.dissolve(m)
-	return nil
 }
 
 // Remove implements api.Cluster.

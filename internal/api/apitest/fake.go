@@ -205,7 +205,11 @@ func (r clusterRole) Key(_ context.Context, valid time.Duration) (api.JoinKey, e
 func (r clusterRole) Join(_ context.Context, key, name string) error {
 	return r.f.call("Cluster.Join", "%s %s", key, name)
 }
-func (r clusterRole) Leave(context.Context) error { return r.f.call("Cluster.Leave", "") }
+
+func (r clusterRole) Leave(_ context.Context, destroy string) error {
+	return r.f.call("Cluster.Leave", "%s", destroy)
+}
+
 func (r clusterRole) Remove(_ context.Context, node string) error {
 	return r.f.call("Cluster.Remove", "%s", node)
 }
