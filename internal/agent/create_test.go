@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,6 +18,7 @@ import (
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/qemu"
 	"sauh.dev/sauh/internal/storage"
 	"sauh.dev/sauh/internal/store"
 )
@@ -317,6 +319,45 @@ func TestDestroyRefusesWhatIsInUse(t *testing.T) {
 	must(t, n.destroyGuest(100))
 	if n.get(key) != "" {
 		t.Error("the file is still there")
+	}
+}
+
+// Its volume is another guest's disk, too, as its file says or as it runs.
+func TestDestroyLeavesNothingHalfDoneWhenAnotherGuestHasTheVolume(t *testing.T) {
+	n := newNode(t)
+	n.storage("nas", "\tshared 1\n")
+	must(t, n.create(100, "virtio0", "nas:1"))
+	const volume = "nas:100/vm-100-disk-0.raw"
+	stays := func() {
+		t.Helper()
+		if n.get(model.GuestConfigKey("n1", 100)) == "" || len(n.volumes("nas")) != 1 {
+			t.Error("the guest is half gone")
+		}
+	}
+	n.put(model.GuestConfigKey("n2", 241), "virtio1: "+volume+"\n")
+	refused(t, n.destroyGuest(100), model.ErrBusy, "volume nas:100/vm-100-disk-0.raw of guest 100 is also virtio1 of guest 241 on n2: detach it there first")
+	stays()
+	n.delete(model.GuestConfigKey("n2", 241))
+	n.runsAs(qemu.Spec{VMID: 241, Disks: []qemu.Disk{{ID: "scsi1", Volume: volume}}})
+	refused(t, n.destroyGuest(100), model.ErrBusy, "volume nas:100/vm-100-disk-0.raw of guest 100 is also scsi1 of guest 241, which runs with it on n1: detach it there first")
+	stays()
+}
+
+func TestDestroyNamesTheVolumesThatStay(t *testing.T) {
+	n := newNode(t)
+	n.storage("nas", "")
+	must(t, n.create(100, "virtio0", "nas:1"))
+	spare := n.allocate("nas", 100)
+	upid, err := n.m.roles.Guests.Destroy(t.Context(), 100)
+	must(t, n.run(upid, err))
+	lines, _, err := n.a.tasks.TaskLog(t.Context(), upid, 0, 0)
+	must(t, err)
+	want := "WARN: volume " + spare + " was made for guest 100 and its configuration did not name it, so it stays: delete it with `sauh storage free " + spare + "`"
+	if !slices.ContainsFunc(lines, func(l api.LogLine) bool { return strings.HasSuffix(l.T, want) }) {
+		t.Errorf("the log is %v", lines)
+	}
+	if diff := cmp.Diff([]string{spare}, n.volumes("nas")); diff != "" {
+		t.Error(diff)
 	}
 }
 

@@ -230,18 +230,26 @@ func (s *storages) AllocateVolume(ctx context.Context, name string, a storage.Al
 	return d.Allocate(ctx, a)
 }
 
+// userOf says which guest's file names a volume as a disk: "virtio0 of guest 101 on n2"; "" for none but except's.
+func (s *storages) userOf(volid string, except model.VMID) string {
+	for _, g := range s.files.list() {
+		for _, d := range g.conf.Disks() {
+			if g.id != except && d.Volume == volid {
+				return fmt.Sprintf("%s of guest %s on %s", d.Key, g.id, g.node)
+			}
+		}
+	}
+	return ""
+}
+
 // DeleteVolume implements api.Storages. A volume that a guest's configuration names is refused.
 func (s *storages) DeleteVolume(ctx context.Context, volid string) error {
 	name, ok := volumeStorage(volid)
 	if !ok {
 		return model.Invalidf("volume", "%q is not a volume id: use <storage>:<name> as `sauh storage content` prints it", volid)
 	}
-	for _, g := range s.files.list() {
-		for _, d := range g.conf.Disks() {
-			if d.Volume == volid {
-				return model.Errorf(model.ErrBusy, "volume %s is %s of guest %s on %s: detach it first", volid, d.Key, g.id, g.node)
-			}
-		}
+	if user := s.userOf(volid, 0); user != "" {
+		return model.Errorf(model.ErrBusy, "volume %s is %s: detach it first", volid, user)
 	}
 	if !s.quorate() {
 		return writeError("delete "+volid, store.ErrNoQuorum)
