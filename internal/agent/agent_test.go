@@ -32,3 +32,17 @@ func TestAgentAndGuardMeetAtTheSameSocket(t *testing.T) {
 		t.Errorf("the agent uses %s and the guard %s", got, guard.DefaultSocket)
 	}
 }
+
+func TestANodeThatIsNoMemberShowsItsGuard(t *testing.T) {
+	n := newNode(t)
+	n.a.current.Store(nil)
+	in, err := n.a.Info(t.Context())
+	if err != nil || in.Guard.Connected || in.ClusterMember {
+		t.Errorf("without a guard: %+v %v", in.Guard, err)
+	}
+	n.startGuard().has()
+	in, err = n.a.Info(t.Context())
+	if err != nil || !in.Guard.Connected {
+		t.Errorf("with one: %+v %v", in.Guard, err)
+	}
+}

@@ -67,13 +67,17 @@ func printNode(w io.Writer, in api.NodeInfo) {
 	if in.AccelReason != "" {
 		accel += " (" + in.AccelReason + ")"
 	}
-	facts(w, "Node", in.Node, "Uptime", seconds(in.UptimeSec), "CPU", fmt.Sprintf("%s of %d", units.FormatPercent(in.CPU), in.CPUs),
-		"Memory", units.FormatBytes(in.MemoryUsed)+" of "+units.FormatBytes(in.MemoryTotal), "Sauh", in.Version, "QEMU", in.QEMU,
-		"Acceleration", accel, "Agent's process", number(in.AgentPID), "Cluster member", yesNo(in.ClusterMember))
+	facts(w, append([]string{
+		"Node", in.Node, "Uptime", seconds(in.UptimeSec), "CPU", fmt.Sprintf("%s of %d", units.FormatPercent(in.CPU), in.CPUs),
+		"Memory", units.FormatBytes(in.MemoryUsed) + " of " + units.FormatBytes(in.MemoryTotal), "Sauh", in.Version, "QEMU", in.QEMU,
+		"Acceleration", accel, "Agent's process", number(in.AgentPID), "Cluster member", yesNo(in.ClusterMember),
+	}, guardFacts(in)...)...)
+}
+
+func guardFacts(in api.NodeInfo) []string {
 	g := in.Guard
 	if !g.Connected {
-		facts(w, "Guard", "does not answer: this node can run no protected guests; start it with 'systemctl start sauh-guard' or 'sauh guard'")
-		return
+		return []string{"Guard", "does not answer: this node can run no protected guests; start it with 'systemctl start sauh-guard' or 'sauh guard'"}
 	}
 	lease := "passed " + (-time.Duration(g.LeaseMS) * time.Millisecond).String() + " ago"
 	if g.LeaseMS >= 0 {
@@ -83,6 +87,11 @@ func printNode(w io.Writer, in api.NodeInfo) {
 	if g.WatchdogSec > 0 {
 		watchdog += ", " + seconds(int64(g.WatchdogSec))
 	}
-	facts(w, "Guard", "connected", "Epoch", strconv.FormatUint(g.Epoch, 10), "Lease", lease, "Watchdog", watchdog,
-		"Frozen guests", strings.Join(g.Frozen, ", "))
+	if !in.ClusterMember {
+		return []string{"Guard", "connected", "Watchdog", watchdog} // only a member has a lease
+	}
+	return []string{
+		"Guard", "connected", "Epoch", strconv.FormatUint(g.Epoch, 10), "Lease", lease, "Watchdog", watchdog,
+		"Frozen guests", strings.Join(g.Frozen, ", "),
+	}
 }
