@@ -62,8 +62,10 @@ func (c *creation) planGuest(ctx context.Context, r api.CreateGuestRequest) (*ne
 			if v, err = withMAC(k, v); err == nil {
 				err = plan.conf.Set(k, v)
 			}
-		case indexed && (family == "virtio" || family == "scsi"):
-			err = c.planDisk(ctx, plan, r.VMID, k, v)
+		case isDiskKey(k):
+			if err = c.planDisk(ctx, plan, r.VMID, k, v); err == nil {
+				err = attach(plan.conf, k)
+			}
 		default:
 			err = plan.conf.Set(k, v)
 		}
