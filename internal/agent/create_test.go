@@ -145,6 +145,10 @@ func TestMalformedValuesOfANewGuestNameTheirKeyAndMakeNothing(t *testing.T) {
 		{"net0", "tin-can", ""},
 		{"cores", "many", ""},
 		{"memory", "-1", ""},
+		{"tags", "a;b,c!", `"c!" is not a tag: use letters, digits, '_', '-', '+' and '.'; several are separated by ';'`},
+		{"boot", "order=scsi9", "the guest has no scsi9 to boot from"},
+		{"ide0", "nas:1", "this version makes no such disk: use virtio[n] or scsi[n]"},
+		{"sata1", "file=nas:1,size=1G", "this version makes no such disk: use virtio[n] or scsi[n]"},
 		{"wheels", "4", "a guest's configuration has no such key"},
 	} {
 		err := n.create(100, "virtio0", "nas:1", c.key, c.value)
@@ -155,6 +159,30 @@ func TestMalformedValuesOfANewGuestNameTheirKeyAndMakeNothing(t *testing.T) {
 		if vols := n.volumes("nas"); len(vols) > 0 || n.get(model.GuestConfigKey("n1", 100)) != "" {
 			t.Fatalf("%s: %s left %v", c.key, c.value, vols)
 		}
+	}
+}
+
+func TestWhatIsOnlyKeptIsSaidWhenAGuestIsMade(t *testing.T) {
+	n := newNode(t)
+	upid, err := n.m.roles.Guests.Create(t.Context(), api.CreateGuestRequest{VMID: 100, Params: map[string]string{
+		"ide2": "none,media=cdrom", "net0": "virtio", "boot": "order=net0", "tags": "a;b", "cpulimit": "2",
+	}})
+	must(t, n.run(upid, err))
+	lines, _, err := n.a.tasks.TaskLog(t.Context(), upid, 0, 0)
+	must(t, err)
+	for _, key := range []string{"cpulimit", "ide2"} {
+		want := "WARN: " + key + " is kept but has no effect in this version"
+		if !slices.ContainsFunc(lines, func(l api.LogLine) bool { return strings.HasSuffix(l.T, want) }) {
+			t.Errorf("the log lacks %s: %v", want, lines)
+		}
+	}
+}
+
+func TestAStorageHoldsImagesAlone(t *testing.T) {
+	n := newNode(t)
+	for _, content := range []string{"", "iso", "images,iso"} {
+		err := n.m.roles.Storages.AddStorage(t.Context(), "nas", map[string]string{"type": "dir", "path": t.TempDir(), "content": content})
+		refused(t, err, model.ErrInvalid, "content: a storage of this version holds images and nothing else: write images, or leave it out")
 	}
 }
 

@@ -91,6 +91,8 @@ func TestAConfigurationIsChangedUnderItsDigest(t *testing.T) {
 		"cores":  n.set("", "", "memory", "1024", "cores", "many"),
 		"wheels": n.set("", "wheels", "memory", "1024"),
 		"net1":   n.set("", "", "memory", "1024", "net1", "tin-can"),
+		"boot":   n.set("", "net0", "memory", "1024", "boot", "order=net0"),
+		"tags":   n.set("", "", "memory", "1024", "tags", "ä"),
 	} {
 		var inv *model.InvalidError
 		if !errors.As(err, &inv) || inv.Param != name {

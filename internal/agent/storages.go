@@ -137,6 +137,9 @@ func (s *storages) AddStorage(ctx context.Context, name string, params map[strin
 	if err := pveconf.ValidateStorageID(name); err != nil {
 		return err
 	}
+	if content, given := params["content"]; given && content != "images" {
+		return model.Invalidf("content", "a storage of this version holds images and nothing else: write images, or leave it out")
+	}
 	sec := pveconf.Section{Type: params["type"], ID: name}
 	keys := make([]string, 0, len(params))
 	for k := range params {

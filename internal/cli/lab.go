@@ -39,6 +39,9 @@ func labUp(name *string) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			config.Name = *name
+			if config.Nodes < 1 {
+				return usageError(cmd, "--nodes is at least 1, not %d", config.Nodes)
+			}
 			for _, s := range units {
 				u, err := lab.ParseUnit(s)
 				if err != nil {

@@ -288,6 +288,11 @@ func (m *Main) vmList() *cobra.Command {
 	cmd.Flags().StringVar(&node, "node", "", "only this node's guests")
 	out := m.outputFlag(cmd)
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+		if node != "" {
+			if err := isNode(ctx, c, node); err != nil {
+				return err
+			}
+		}
 		all, err := c.Guests(ctx)
 		if err != nil {
 			return err
@@ -301,6 +306,22 @@ func (m *Main) vmList() *cobra.Command {
 		return out.print(guests, func(w io.Writer) { printGuests(w, guests) })
 	})
 	return cmd
+}
+
+// isNode refuses what is no node's name.
+func isNode(ctx context.Context, c *client.Client, name string) error {
+	st, err := c.ClusterStatus(ctx)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, n := range st.Nodes {
+		names = append(names, n.Name)
+	}
+	if !slices.Contains(names, name) {
+		return fmt.Errorf("no such cluster node '%s': the nodes are %s", name, strings.Join(names, ", "))
+	}
+	return nil
 }
 
 // shown is a guest's status with what the guard does to it.
