@@ -17,7 +17,7 @@ func DemoCommand(version model.Version) *cobra.Command {
 		Use:   "demo",
 		Short: "Build a cluster of three nodes, move a guest, cut two nodes' power, and measure",
 		Long: "Build a machine room of three nodes, make a cluster of it, move a running guest back and forth, cut the power of\n" +
-			"two nodes, and write a report with what the probes measured. It takes about four minutes and needs root. The exit\n" +
+			"two nodes, and write a report with what the probes measured. It takes some minutes and needs root. The exit\n" +
 			"status is 1 if a target was missed.",
 		Example: "  sudo sauh lab demo\n  sudo sauh lab demo --keep --out /tmp/demo",
 		Args:    takes(),
