@@ -53,6 +53,9 @@ func (m *haManager) view() ha.View {
 	}
 	for name, n := range nodes {
 		verdict, silence := m.live.Verdict(name)
+		if n.Value.Leaving {
+			verdict.Revision = 0 // it has no guests, and is no place for any
+		}
 		v.Members = append(v.Members, ha.Member{
 			Name: name, Revision: n.Revision, MemoryMiB: n.Value.MemoryMiB, Storages: sharedOn(c.storages, name),
 			Live: verdict.Live, LiveRevision: verdict.Revision, Silence: silence, MayTake: verdict.May, Why: verdict.Reason,

@@ -52,7 +52,7 @@ func haGuests(s mirror.Snapshot, storages []pveconf.Storage, node string) []ha.G
 		if node != "" && f.node != node {
 			continue
 		}
-		names, local := volumesOf(f.conf, storages)
+		names, local := volumesOf(f.conf.Disks(), storages)
 		out = append(out, ha.Guest{
 			VMID: f.id, Node: f.node, Revision: f.revision, MemoryMiB: f.conf.MemoryMiB(), Storages: names, Local: local,
 		})

@@ -178,9 +178,11 @@ func (w *haWorker) doStop(ctx context.Context, a ha.Stop) error {
 	}
 	upid, err := w.tasks.Start("hastop", a.VMID.String(), func(ctx context.Context, t *task.Task) error {
 		t.Logf("%s", a.Why())
+		ctx, release := w.whileStopWanted(ctx, a.VMID)
+		defer release()
 		if err := p.shutdown(ctx, shutdownPatience); err != nil {
 			if ctx.Err() != nil {
-				return ctx.Err() // the agent ends or the task was cancelled: no reason to cut the guest's power
+				return context.Cause(ctx) // nobody wants it any more, or the agent ends: no reason to cut the guest's power
 			}
 			t.Logf("%v: stopping it", err)
 			if err := p.endNow(ctx); err != nil {

@@ -156,7 +156,7 @@ func (m *member) wire(a *Agent, st memberStore) {
 	seen := &inventory{node: node, paths: paths, log: log, files: files, resources: res, roster: m.roster, live: m.live, procs: m.procs, peers: others}
 	m.answer(others, seen)
 	m.roles = api.Backend{
-		Cluster: a, Tasks: a.tasks, Storages: stores, HA: res, Peers: others,
+		Cluster: a, Tasks: a.tasks, Storages: stores, HA: res, Peers: others, ReadOnly: m.membership.standing,
 		Guests: guests{seen, m.operations, &departures{
 			moving: both, files: files, roster: m.roster, quorate: quorate, live: m.live, tasks: tasks, starter: m.starter, peers: others,
 		}},
@@ -270,6 +270,7 @@ func (a *Agent) activate(m *member) error {
 	m.wg.Go(func() { m.operations.startOnBoot(m.ctx) })
 	a.current.Store(m)
 	a.wg.Go(func() { a.watchMembership(m) })
+	a.wg.Go(func() { a.watchLeaving(m) })
 	return nil
 }
 
@@ -296,9 +297,11 @@ func (a *Agent) watchMembership(m *member) {
 	}
 }
 
-// dissolve ends a membership for good.
+// dissolve ends a membership for good, unless the agent is ending it already: then the next one does.
 func (a *Agent) dissolve(m *member) {
-	a.current.Store(nil)
+	if !a.current.CompareAndSwap(m, nil) {
+		return
+	}
 	m.live.KillAll(context.WithoutCancel(m.ctx))
 	m.close()
 	a.wipeMembership()

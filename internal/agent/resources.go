@@ -87,7 +87,7 @@ func (h *resources) HAAdd(ctx context.Context, r api.HAResource) error {
 	if err != nil {
 		return err
 	}
-	if why := set.localReason(f.conf); why != "" {
+	if why := set.localReason(f.conf.Disks()); why != "" {
 		return model.Invalidf("sid", "vm:%s cannot be protected: %s, and no other node could start it", id, why)
 	}
 	state, err := requestedState(r.State)

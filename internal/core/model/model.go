@@ -59,6 +59,8 @@ type Node struct {
 	// MemberID is the store's own number of the node, in hexadecimal; empty until it is a voter.
 	MemberID string `json:"member_id,omitempty"`
 	Joined   int64  `json:"joined"` // Unix seconds
+	// Leaving: the node is about to take itself out. No guest goes there, and nothing is changed through it.
+	Leaving bool `json:"leaving,omitempty"`
 	// What the node found out about itself at its last start.
 	MemoryMiB int64  `json:"memory_mib,omitempty"`
 	CPUs      int    `json:"cpus,omitempty"`
