@@ -15,14 +15,15 @@ import (
 	"sauh.dev/sauh/internal/store/etcd"
 )
 
-// awaitVote waits until the cluster made this node a voter.
+// awaitVote waits until the cluster made this node a voter: this very one, for a store that catches up shows the records of an
+// earlier membership of the same name, too.
 func (m *membership) awaitVote(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, joinLimit)
 	defer cancel()
 	for {
 		kv, err := m.st.Get(ctx, model.NodePrefix+m.node, store.Local)
 		var n model.Node
-		if err == nil && json.Unmarshal(kv.Value, &n) == nil && n.Votes > 0 {
+		if err == nil && json.Unmarshal(kv.Value, &n) == nil && n.Votes > 0 && n.MemberID == m.st.MemberID() {
 			return nil
 		}
 		select {
@@ -35,8 +36,26 @@ func (m *membership) awaitVote(ctx context.Context) error {
 	}
 }
 
+// catchUp returns when the mirror shows the store as it was when catchUp was called, or later.
+func (m *membership) catchUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, joinLimit)
+	defer cancel()
+	var rev int64
+	err := retryNoQuorum(ctx, joinLimit, func() (err error) {
+		_, rev, err = m.st.List(ctx, model.NodePrefix, store.Linearizable)
+		return err
+	})
+	if err != nil {
+		return writeError("catch up with the cluster", err)
+	}
+	return m.roster.mirror.Await(ctx, rev)
+}
+
 // admit is the member's side of a join. Every refusal comes before anything was changed.
 func (m *membership) admit(ctx context.Context, r joinRequest, now time.Time) (joinReply, error) {
+	if err := m.standing(); err != nil {
+		return joinReply{}, err
+	}
 	if err := model.ValidateNodeName(r.Node.Name); err != nil {
 		return joinReply{}, err
 	}
@@ -116,7 +135,7 @@ func (m *membership) newNode(ctx context.Context, n model.Node, now time.Time) (
 	if len(members) >= maxVoters {
 		return n, model.Errorf(model.ErrBusy, "cluster %s has %d nodes: this version of Sauh takes no more", m.cluster.Name, len(members))
 	}
-	n.ID, n.Votes, n.MemberID, n.Joined = 1, 0, "", now.Unix()
+	n.ID, n.Votes, n.MemberID, n.Joined, n.Leaving = 1, 0, "", now.Unix(), false
 	for _, x := range members {
 		switch {
 		case x.Name == n.Name:

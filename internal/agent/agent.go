@@ -103,8 +103,11 @@ func (a *Agent) run(ctx context.Context) error {
 	go func() { served <- srv.Serve(ln) }()
 	a.host.setVersion(qemu.QEMUVersion(ctx))
 	ms, err := loadMembership(a.opts.Paths.membership())
-	if err == nil && ms != nil {
+	switch {
+	case err == nil && ms != nil:
 		err = a.startMember(ctx, ms)
+	case err == nil:
+		a.wipeMembership() // what an agent that ended while it wiped has left
 	}
 	if err != nil {
 		_ = srv.Close()

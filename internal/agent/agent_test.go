@@ -20,7 +20,7 @@ func TestAMemberThatIsStartingIsNoFreshNode(t *testing.T) {
 	refused(t, err, model.ErrUnavailable, want)
 	refused(t, c.Create(t.Context(), api.CreateClusterRequest{Name: "other"}), model.ErrUnavailable, want)
 	refused(t, c.Join(t.Context(), testKey().encode(), ""), model.ErrUnavailable, want)
-	refused(t, c.Leave(t.Context()), model.ErrUnavailable, want)
+	refused(t, c.Leave(t.Context(), ""), model.ErrUnavailable, want)
 	if _, err := os.Stat(p.storeData()); err != nil {
 		t.Errorf("the store's data: %v", err)
 	}
@@ -30,5 +30,19 @@ func TestAMemberThatIsStartingIsNoFreshNode(t *testing.T) {
 func TestAgentAndGuardMeetAtTheSameSocket(t *testing.T) {
 	if got := DefaultPaths().guardSocket(); got != guard.DefaultSocket {
 		t.Errorf("the agent uses %s and the guard %s", got, guard.DefaultSocket)
+	}
+}
+
+func TestANodeThatIsNoMemberShowsItsGuard(t *testing.T) {
+	n := newNode(t)
+	n.a.current.Store(nil)
+	in, err := n.a.Info(t.Context())
+	if err != nil || in.Guard.Connected || in.ClusterMember {
+		t.Errorf("without a guard: %+v %v", in.Guard, err)
+	}
+	n.startGuard().has()
+	in, err = n.a.Info(t.Context())
+	if err != nil || !in.Guard.Connected {
+		t.Errorf("with one: %+v %v", in.Guard, err)
 	}
 }

@@ -79,12 +79,12 @@ func (a *arrivals) startIncoming(ctx context.Context, r move.StartRequest) (move
 	if err != nil {
 		return nil, err
 	}
-	spec, err := a.starter.spec(ctx, r.VMID, conf, set)
+	spec, err := a.starter.arriving(ctx, r.VMID, r.Machine, set)
 	if err != nil {
 		return nil, err
 	}
-	spec.Incoming, spec.Paused = true, true
-	if err := a.starter.prepareGroup(ctx, r.VMID, conf, set, r.Protected, at); err != nil {
+	disks := append(conf.Disks(), disksOf(spec)...)
+	if err := a.starter.prepareGroup(ctx, r.VMID, disks, set, r.Protected, at); err != nil {
 		return nil, err
 	}
 	p, err := a.starter.startQEMU(ctx, spec)
@@ -173,20 +173,23 @@ func (a *arrivals) check(ctx context.Context, _ string, r checkRequest) (struct{
 	if a.procs.get(r.VMID) != nil {
 		return refuse("a process of that guest is there")
 	}
-	conf, err := pveconf.ParseGuest(r.Config)
-	if err != nil {
-		return none, err
-	}
 	set, err := a.starter.storages.read(ctx)
 	if err != nil {
 		return none, err
 	}
-	spec, err := a.starter.spec(ctx, r.VMID, conf, set)
+	if !r.Running {
+		conf, err := pveconf.ParseGuest(r.Config)
+		if err != nil {
+			return none, err
+		}
+		if _, err := a.starter.spec(ctx, r.VMID, conf, set); err != nil {
+			return refuse("%v", err)
+		}
+		return none, nil
+	}
+	spec, err := a.starter.arriving(ctx, r.VMID, r.Machine, set)
 	if err != nil {
 		return refuse("%v", err)
-	}
-	if !r.Running {
-		return none, nil
 	}
 	_, version, err := a.starter.host.qemu()
 	if err == nil {
@@ -196,16 +199,10 @@ func (a *arrivals) check(ctx context.Context, _ string, r checkRequest) (struct{
 		return refuse("%v", err)
 	}
 	_, available, err := memory()
-	switch {
-	case err != nil:
+	if err != nil {
 		return none, err
-	case spec.Accel != r.Accel:
-		return refuse("the guest runs with %s, and there it would with %s", r.Accel, spec.Accel)
-	case spec.Machine != r.Machine:
-		return refuse("the guest has the machine type %s, and there it would have %s", r.Machine, spec.Machine)
-	case spec.CPU != r.CPU:
-		return refuse("the guest has the CPU %s, and there it would have %s", r.CPU, spec.CPU)
-	case available>>20 < spec.MemoryMiB:
+	}
+	if available>>20 < spec.MemoryMiB {
 		return refuse("it has %d MiB of memory free and the guest needs %d", available>>20, spec.MemoryMiB)
 	}
 	return none, nil

@@ -31,7 +31,7 @@ const (
 func (a *Agent) Version() model.Version { return a.opts.Version }
 
 // Info implements api.Cluster.
-func (a *Agent) Info(context.Context) (api.NodeInfo, error) {
+func (a *Agent) Info(ctx context.Context) (api.NodeInfo, error) {
 	info, err := a.host.info()
 	if err != nil {
 		return info, err
@@ -40,9 +40,21 @@ func (a *Agent) Info(context.Context) (api.NodeInfo, error) {
 	if m := a.current.Load(); m != nil {
 		info.ClusterMember = true
 		info.Guard = guardStatus(m.live.Status())
+	} else {
+		info.Guard = a.askGuard(ctx)
 	}
 	return info, nil
 }
+
+// askGuard is for a node that is no member: nothing has asked its guard before.
+func (a *Agent) askGuard(ctx context.Context) api.GuardStatus {
+	ctx, cancel := context.WithTimeout(ctx, guardAnswer)
+	defer cancel()
+	return guardStatus(guard.New(a.opts.Paths.guardSocket()).Status(ctx))
+}
+
+// guardAnswer is how long a person waits for what the guard says; it takes microseconds.
+const guardAnswer = time.Second
 
 // guardStatus is what the guard said last.
 func guardStatus(s guard.Status, err error) api.GuardStatus {
@@ -143,6 +155,10 @@ func (a *Agent) Create(ctx context.Context, r api.CreateClusterRequest) error {
 		m.close()
 		return fmt.Errorf("write the first records: %w", err)
 	}
+	if err := m.membership.catchUp(ctx); err != nil {
+		m.close()
+		return err
+	}
 	ms.Existing = true
 	if err := saveJSON(a.opts.Paths.membership(), ms); err != nil {
 		m.close()
@@ -162,25 +178,6 @@ func (a *Agent) Key(ctx context.Context, valid time.Duration) (api.JoinKey, erro
 		return api.JoinKey{}, err
 	}
 	return m.membership.key(ctx, valid)
-}
-
-// Leave implements api.Cluster.
-func (a *Agent) Leave(ctx context.Context) error {
-	a.joining.Lock()
-	defer a.joining.Unlock()
-	m, err := a.member()
-	if err != nil {
-		return err
-	}
-	if nodes := m.roster.nodes(); len(nodes) == 1 && nodes[0].Name == m.name {
-		return model.Errorf(model.ErrBusy, "%s is the last node of cluster %s: there is nobody left to keep it", m.name, m.cluster.Name)
-	}
-	if err := m.membership.dropNode(ctx, m.name); err != nil {
-		return err
-	}
-	a.log.Info("left the cluster", "cluster", m.cluster.Name)
-	a.dissolve(m)
-	return nil
 }
 
 // Remove implements api.Cluster.

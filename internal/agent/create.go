@@ -62,8 +62,10 @@ func (c *creation) planGuest(ctx context.Context, r api.CreateGuestRequest) (*ne
 			if v, err = withMAC(k, v); err == nil {
 				err = plan.conf.Set(k, v)
 			}
-		case indexed && (family == "virtio" || family == "scsi"):
-			err = c.planDisk(ctx, plan, r.VMID, k, v)
+		case isDiskKey(k):
+			if err = c.planDisk(ctx, plan, r.VMID, k, v); err == nil {
+				err = attach(plan.conf, k)
+			}
 		default:
 			err = plan.conf.Set(k, v)
 		}
@@ -77,7 +79,16 @@ func (c *creation) planGuest(ctx context.Context, r api.CreateGuestRequest) (*ne
 			return nil, err
 		}
 	}
-	return plan, plan.conf.Set("meta", meta)
+	if err := plan.conf.Set("meta", meta); err != nil {
+		return nil, err
+	}
+	planned := plan.conf.Clone()
+	for _, v := range plan.volumes {
+		if err := planned.Set(v.key, "none"); err != nil { // any value: it will be there
+			return nil, err
+		}
+	}
+	return plan, refuseValues(ctx, planned, r.Params)
 }
 
 // maxGiB is where a size in bytes does not fit into 63 bits any more.
@@ -116,6 +127,9 @@ func (c *creation) planDisk(ctx context.Context, plan *newGuest, id model.VMID, 
 }
 
 func (c *creation) create(ctx context.Context, id model.VMID, plan *newGuest, t *task.Task) (err error) {
+	for _, key := range pveconf.Unsupported(plan.conf) {
+		t.Logf("WARN: %s is kept but has no effect in this version", key)
+	}
 	var made []storage.Volume
 	defer func() {
 		var keep *keepVolumes

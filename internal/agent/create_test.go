@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,6 +18,7 @@ import (
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/qemu"
 	"sauh.dev/sauh/internal/storage"
 	"sauh.dev/sauh/internal/store"
 )
@@ -143,6 +145,10 @@ func TestMalformedValuesOfANewGuestNameTheirKeyAndMakeNothing(t *testing.T) {
 		{"net0", "tin-can", ""},
 		{"cores", "many", ""},
 		{"memory", "-1", ""},
+		{"tags", "a;b,c!", `"c!" is not a tag: use letters, digits, '_', '-', '+' and '.'; several are separated by ';'`},
+		{"boot", "order=scsi9", "the guest has no scsi9 to boot from"},
+		{"ide0", "nas:1", "this version makes no such disk: use virtio[n] or scsi[n]"},
+		{"sata1", "file=nas:1,size=1G", "this version makes no such disk: use virtio[n] or scsi[n]"},
 		{"wheels", "4", "a guest's configuration has no such key"},
 	} {
 		err := n.create(100, "virtio0", "nas:1", c.key, c.value)
@@ -153,6 +159,30 @@ func TestMalformedValuesOfANewGuestNameTheirKeyAndMakeNothing(t *testing.T) {
 		if vols := n.volumes("nas"); len(vols) > 0 || n.get(model.GuestConfigKey("n1", 100)) != "" {
 			t.Fatalf("%s: %s left %v", c.key, c.value, vols)
 		}
+	}
+}
+
+func TestWhatIsOnlyKeptIsSaidWhenAGuestIsMade(t *testing.T) {
+	n := newNode(t)
+	upid, err := n.m.roles.Guests.Create(t.Context(), api.CreateGuestRequest{VMID: 100, Params: map[string]string{
+		"ide2": "none,media=cdrom", "net0": "virtio", "boot": "order=net0", "tags": "a;b", "cpulimit": "2",
+	}})
+	must(t, n.run(upid, err))
+	lines, _, err := n.a.tasks.TaskLog(t.Context(), upid, 0, 0)
+	must(t, err)
+	for _, key := range []string{"cpulimit", "ide2"} {
+		want := "WARN: " + key + " is kept but has no effect in this version"
+		if !slices.ContainsFunc(lines, func(l api.LogLine) bool { return strings.HasSuffix(l.T, want) }) {
+			t.Errorf("the log lacks %s: %v", want, lines)
+		}
+	}
+}
+
+func TestAStorageHoldsImagesAlone(t *testing.T) {
+	n := newNode(t)
+	for _, content := range []string{"", "iso", "images,iso"} {
+		err := n.m.roles.Storages.AddStorage(t.Context(), "nas", map[string]string{"type": "dir", "path": t.TempDir(), "content": content})
+		refused(t, err, model.ErrInvalid, "content: a storage of this version holds images and nothing else: write images, or leave it out")
 	}
 }
 
@@ -317,6 +347,45 @@ func TestDestroyRefusesWhatIsInUse(t *testing.T) {
 	must(t, n.destroyGuest(100))
 	if n.get(key) != "" {
 		t.Error("the file is still there")
+	}
+}
+
+// Its volume is another guest's disk, too, as its file says or as it runs.
+func TestDestroyLeavesNothingHalfDoneWhenAnotherGuestHasTheVolume(t *testing.T) {
+	n := newNode(t)
+	n.storage("nas", "\tshared 1\n")
+	must(t, n.create(100, "virtio0", "nas:1"))
+	const volume = "nas:100/vm-100-disk-0.raw"
+	stays := func() {
+		t.Helper()
+		if n.get(model.GuestConfigKey("n1", 100)) == "" || len(n.volumes("nas")) != 1 {
+			t.Error("the guest is half gone")
+		}
+	}
+	n.put(model.GuestConfigKey("n2", 241), "virtio1: "+volume+"\n")
+	refused(t, n.destroyGuest(100), model.ErrBusy, "volume nas:100/vm-100-disk-0.raw of guest 100 is also virtio1 of guest 241 on n2: detach it there first")
+	stays()
+	n.delete(model.GuestConfigKey("n2", 241))
+	n.runsAs(qemu.Spec{VMID: 241, Disks: []qemu.Disk{{ID: "scsi1", Volume: volume}}})
+	refused(t, n.destroyGuest(100), model.ErrBusy, "volume nas:100/vm-100-disk-0.raw of guest 100 is also scsi1 of guest 241, which runs with it on n1: detach it there first")
+	stays()
+}
+
+func TestDestroyNamesTheVolumesThatStay(t *testing.T) {
+	n := newNode(t)
+	n.storage("nas", "")
+	must(t, n.create(100, "virtio0", "nas:1"))
+	spare := n.allocate("nas", 100)
+	upid, err := n.m.roles.Guests.Destroy(t.Context(), 100)
+	must(t, n.run(upid, err))
+	lines, _, err := n.a.tasks.TaskLog(t.Context(), upid, 0, 0)
+	must(t, err)
+	want := "WARN: volume " + spare + " was made for guest 100 and its configuration did not name it, so it stays: delete it with `sauh storage free " + spare + "`"
+	if !slices.ContainsFunc(lines, func(l api.LogLine) bool { return strings.HasSuffix(l.T, want) }) {
+		t.Errorf("the log is %v", lines)
+	}
+	if diff := cmp.Diff([]string{spare}, n.volumes("nas")); diff != "" {
+		t.Error(diff)
 	}
 }
 

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path"
 	"slices"
 	"strings"
@@ -10,10 +11,11 @@ import (
 	"sauh.dev/sauh/internal/agent/task"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/storage"
 	"sauh.dev/sauh/internal/store"
 )
 
-// mayDestroy refuses to destroy a guest that runs, is an HA resource, or is protected from it.
+// mayDestroy refuses to destroy a guest that runs, is an HA resource, is protected from it, or has a volume that another guest has, too.
 func (c *creation) mayDestroy(ctx context.Context, id model.VMID) (ownership, *pveconf.Guest, error) {
 	if err := c.procs.unadopted(id); err != nil {
 		return ownership{}, nil, err
@@ -35,7 +37,27 @@ func (c *creation) mayDestroy(ctx context.Context, id model.VMID) (ownership, *p
 	if conf.Protection() {
 		return o, nil, model.Errorf(model.ErrBusy, "can't remove VM %s - protection mode enabled", id)
 	}
+	for _, volume := range ownVolumes(id, conf) {
+		if user := c.userOf(volume, id); user != "" {
+			return o, nil, model.Errorf(model.ErrBusy, "volume %s of guest %s is also %s: detach it there first", volume, id, user)
+		}
+	}
 	return o, conf, nil
+}
+
+// userOf says which other guest than id has the volume, by its file or by its process on this node: "virtio0 of guest 101 on n2".
+func (c *creation) userOf(volume string, id model.VMID) string {
+	if user := c.storages.userOf(volume, id); user != "" {
+		return user
+	}
+	for other, p := range c.procs.list() {
+		for _, d := range p.Spec().Disks {
+			if other != id && d.Volume == volume {
+				return fmt.Sprintf("%s of guest %s, which runs with it on %s", d.ID, other, c.node)
+			}
+		}
+	}
+	return ""
 }
 
 // destroy deletes the file first, so that nobody starts the guest any more, then its volumes. The caller holds the guest's lock.
@@ -74,24 +96,44 @@ func (c *creation) destroy(ctx context.Context, id model.VMID, t *task.Task) err
 			err = drv.Delete(dctx, volume)
 			cancel()
 		}
-		errs = append(errs, err)
+		if err != nil && !errors.Is(err, storage.ErrNotFound) {
+			errs = append(errs, fmt.Errorf("guest %s is deleted, and its volume %s is left (%w): delete it with `sauh storage free %s`", id, volume, err, volume))
+		}
 	}
+	c.mentionLeft(ctx, id, t)
 	return errors.Join(errs...)
+}
+
+// mentionLeft names the volumes made for a guest that its file did not name.
+func (c *creation) mentionLeft(ctx context.Context, id model.VMID, t *task.Task) {
+	set, err := c.storages.known()
+	if err != nil {
+		return // nothing is lost by not knowing
+	}
+	ctx, cancel := context.WithTimeout(ctx, storageDeadline)
+	defer cancel()
+	for _, s := range set.all {
+		drv, err := set.driver(s.ID)
+		if err != nil {
+			continue
+		}
+		volumes, err := drv.List(ctx)
+		if err != nil {
+			t.Logf("storage %s was not searched for more volumes of the guest: %v", s.ID, err)
+		}
+		for _, v := range volumes {
+			if v.VMID == id && c.userOf(v.ID, id) == "" {
+				t.Logf("WARN: volume %s was made for guest %s and its configuration did not name it, so it stays: delete it with `sauh storage free %s`", v.ID, id, v.ID)
+			}
+		}
+	}
 }
 
 // ownVolumes lists the volumes in a configuration, detached ones included, that were made for the guest itself.
 func ownVolumes(id model.VMID, conf *pveconf.Guest) []string {
-	var all, own []string
-	for _, d := range conf.Disks() {
-		all = append(all, d.Volume)
-	}
-	for _, key := range conf.Keys() {
-		if family, _, ok := pveconf.SplitIndex(key); ok && family == "unused" {
-			v, _ := conf.Get(key)
-			all = append(all, v)
-		}
-	}
-	for _, volume := range all {
+	var own []string
+	for _, d := range append(conf.Disks(), unusedDisks(conf)...) {
+		volume := d.Volume
 		_, isVolume := volumeStorage(volume)
 		_, name, _ := strings.Cut(volume, ":")
 		if isVolume && strings.HasPrefix(path.Base(name), "vm-"+id.String()+"-") && !slices.Contains(own, volume) {
@@ -99,4 +141,16 @@ func ownVolumes(id model.VMID, conf *pveconf.Guest) []string {
 		}
 	}
 	return own
+}
+
+// unusedDisks are the detached volumes of a configuration.
+func unusedDisks(conf *pveconf.Guest) []pveconf.Disk {
+	var out []pveconf.Disk
+	for _, key := range conf.Keys() {
+		if family, _, ok := pveconf.SplitIndex(key); ok && family == "unused" {
+			volume, _ := conf.Get(key)
+			out = append(out, pveconf.Disk{Key: key, Volume: volume})
+		}
+	}
+	return out
 }

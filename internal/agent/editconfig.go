@@ -36,19 +36,68 @@ func editConfig(conf *pveconf.Guest, set map[string]string, del []string) ([]byt
 				return nil, err
 			}
 		}
-		if err := conf.Set(k, v); err != nil {
+		if err := replace(conf, k, v); err != nil {
 			return nil, err
 		}
 	}
 	return conf.Bytes(), nil
 }
 
+// replace sets a key. A disk's earlier volume is kept as unused[n], and its new one is no longer unused.
+func replace(conf *pveconf.Guest, key, value string) error {
+	if isDiskKey(key) {
+		next, err := pveconf.ParseDisk(key, value)
+		if err != nil {
+			return err
+		}
+		if now, ok := diskAt(conf, key); ok && now.Volume != next.Volume {
+			if err := detach(conf, key); err != nil {
+				return err
+			}
+		}
+	}
+	if err := conf.Set(key, value); err != nil {
+		return err
+	}
+	return attach(conf, key)
+}
+
+func isDiskKey(key string) bool {
+	family, _, indexed := pveconf.SplitIndex(key)
+	return indexed && (family == "virtio" || family == "scsi")
+}
+
+func diskAt(conf *pveconf.Guest, key string) (pveconf.Disk, bool) {
+	for _, d := range conf.Disks() {
+		if d.Key == key {
+			return d, true
+		}
+	}
+	return pveconf.Disk{}, false
+}
+
+// attach refuses a volume that the guest has as another disk already, and takes one that it has now from those that are unused.
+func attach(conf *pveconf.Guest, key string) error {
+	disk, ok := diskAt(conf, key)
+	if !ok || disk.Volume == "none" {
+		return nil
+	}
+	for _, d := range conf.Disks() {
+		if d.Key != key && d.Volume == disk.Volume {
+			return model.Invalidf(key, "%s is the guest's %s already: a volume can be one disk only", disk.Volume, d.Key)
+		}
+	}
+	for _, d := range unusedDisks(conf) {
+		if d.Volume == disk.Volume {
+			conf.Delete(d.Key)
+		}
+	}
+	return nil
+}
+
 // detach deletes a key. A disk's volume is kept as the first free unused[n], so that nothing is lost.
 func detach(conf *pveconf.Guest, key string) error {
-	for _, d := range conf.Disks() {
-		if _, isVolume := volumeStorage(d.Volume); d.Key != key || !isVolume || d.CDROM {
-			continue
-		}
+	if d, ok := diskAt(conf, key); ok && keepsVolume(d) {
 		for n := 0; ; n++ {
 			unused := "unused" + strconv.Itoa(n)
 			if _, taken := conf.Get(unused); !taken {
@@ -63,10 +112,14 @@ func detach(conf *pveconf.Guest, key string) error {
 	return nil
 }
 
+func keepsVolume(d pveconf.Disk) bool {
+	_, isVolume := volumeStorage(d.Volume)
+	return isVolume && !d.CDROM
+}
+
 // refuseNewVolume refuses what only the creation of a guest can do.
 func refuseNewVolume(key, value string) error {
-	family, _, indexed := pveconf.SplitIndex(key)
-	if !indexed || family != "virtio" && family != "scsi" {
+	if !isDiskKey(key) {
 		return nil
 	}
 	d, err := pveconf.ParseDisk(key, value)

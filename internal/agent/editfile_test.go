@@ -91,6 +91,8 @@ func TestAConfigurationIsChangedUnderItsDigest(t *testing.T) {
 		"cores":  n.set("", "", "memory", "1024", "cores", "many"),
 		"wheels": n.set("", "wheels", "memory", "1024"),
 		"net1":   n.set("", "", "memory", "1024", "net1", "tin-can"),
+		"boot":   n.set("", "net0", "memory", "1024", "boot", "order=net0"),
+		"tags":   n.set("", "", "memory", "1024", "tags", "ä"),
 	} {
 		var inv *model.InvalidError
 		if !errors.As(err, &inv) || inv.Param != name {
@@ -116,6 +118,32 @@ func TestADiskThatIsTakenAwayKeepsItsVolume(t *testing.T) {
 		if err := n.set("", "", "virtio3", value); !errors.As(err, &inv) || inv.Param != "virtio3" {
 			t.Errorf("%s for a guest that exists: %v", value, err)
 		}
+	}
+}
+
+func TestAVolumeIsOneDiskOrUnused(t *testing.T) {
+	n := newNode(t)
+	n.storage("nas", "")
+	key := model.GuestConfigKey("n1", 100)
+	n.put(key, "virtio0: nas:100/a.raw,size=1G\n")
+	must(t, n.set("", "virtio0"))
+	must(t, n.set("", "", "scsi1", "nas:100/a.raw,discard=on"))
+	if got := n.get(key); got != "scsi1: nas:100/a.raw,discard=on\n" {
+		t.Errorf("attached again it is\n%s", got)
+	}
+	err := n.set("", "", "virtio0", "nas:100/a.raw")
+	refused(t, err, model.ErrInvalid, "virtio0: nas:100/a.raw is the guest's scsi1 already: a volume can be one disk only")
+	must(t, n.set("", "", "scsi1", "nas:100/b.raw"))
+	if got := n.get(key); got != "unused0: nas:100/a.raw\nscsi1: nas:100/b.raw\n" {
+		t.Errorf("with another volume it is\n%s", got)
+	}
+	must(t, n.set("", "", "scsi1", "nas:100/b.raw,ro=1"))
+	if got := n.get(key); got != "unused0: nas:100/a.raw\nscsi1: nas:100/b.raw,ro=1\n" {
+		t.Errorf("with another option it is\n%s", got)
+	}
+	volume := n.allocate("nas", 200)
+	if err := n.create(200, "virtio0", volume, "virtio1", volume); !errors.Is(err, model.ErrInvalid) {
+		t.Errorf("a new guest with one volume twice: %v", err)
 	}
 }
 

@@ -101,10 +101,10 @@ func joinIDs(ids []model.VMID) string {
 	return strings.Join(words, ", ")
 }
 
-// volumesOf splits a guest's volumes into the storages they are on and, in
-// local, the first that no other node has ("" if there is none).
-func volumesOf(conf *pveconf.Guest, all []pveconf.Storage) (storages []string, local string) {
-	for _, d := range conf.Disks() {
+// volumesOf splits disks into the storages they are on and, in
+// local, one that no other node has ("" if there is none).
+func volumesOf(disks []pveconf.Disk, all []pveconf.Storage) (storages []string, local string) {
+	for _, d := range disks {
 		if d.Volume == "none" {
 			continue // a drive without a medium
 		}

@@ -60,7 +60,11 @@ func (o *operations) SetConfig(ctx context.Context, id model.VMID, set map[strin
 		if err != nil {
 			return nil, err
 		}
-		return editConfig(conf, set, del)
+		next, err := editConfig(conf, set, del)
+		if err == nil {
+			err = refuseValues(ctx, conf, set)
+		}
+		return next, err
 	})
 }
 

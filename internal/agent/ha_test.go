@@ -286,7 +286,7 @@ func TestAGuestThatOnlyItsNodeCanRunSaysWhy(t *testing.T) {
 		must(t, err)
 		set, err := n.m.starter.storages.known()
 		must(t, err)
-		if got := set.localReason(conf); got != want {
+		if got := set.localReason(conf.Disks()); got != want {
 			t.Errorf("%q: %q, want %q", disks, got, want)
 		}
 	}

@@ -176,7 +176,7 @@ func (h *haAPI) HAAdd(ctx context.Context, r api.HAResource) error {
 	if err != nil {
 		return err
 	}
-	if why := set.localReason(f.conf); why != "" {
+	if why := set.localReason(f.conf.Disks()); why != "" {
 		return model.Invalidf("sid", "vm:%s cannot be protected: %s, and no other node could start it", id, why)
 	}
 	e := api.Edit{Set: map[string]string{"state": "started"}}

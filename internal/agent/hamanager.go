@@ -67,6 +67,9 @@ func (m *haManager) view() ha.View {
 // member is a member as this node sees it. A history that cannot be read is an empty one: it is written over.
 func (m *haManager) member(snap mirror.Snapshot, c clusterRecords, name string, n mirror.Record[model.Node]) ha.Member {
 	verdict, silence := m.live.Verdict(name)
+	if n.Value.Leaving {
+		verdict.Revision = 0 // it has no guests, and is no place for any
+	}
 	history, _ := mirror.Get[ha.History](snap, model.HAHistoryPrefix+name)
 	out := ha.Member{
 		Name: name, Revision: n.Revision, MemoryMiB: n.Value.MemoryMiB, CPUs: n.Value.CPUs, Storages: sharedOn(c.storages, name),

@@ -106,7 +106,7 @@ func haGuests(s mirror.Snapshot, c clusterRecords, node string) []ha.Guest {
 		if node != "" && f.node != node {
 			continue
 		}
-		names, local := volumesOf(f.conf, c.storages)
+		names, local := volumesOf(f.conf.Disks(), c.storages)
 		out = append(out, ha.Guest{
 			VMID: f.id, Node: f.node, Revision: f.revision, MemoryMiB: f.conf.MemoryMiB(), CPUs: f.conf.Cores() * f.conf.Sockets(),
 			Storages: names, Local: local, Lock: f.conf.Lock(), RBD: onRBD(f.conf, c.storages), NoLive: noLive[f.node],

@@ -227,6 +227,8 @@ func (w *haWorker) doStop(ctx context.Context, a ha.Stop) error {
 	}
 	upid, err := w.tasks.Start("hastop", a.VMID.String(), func(ctx context.Context, t *task.Task) error {
 		t.Logf("%s", a.Why())
+		ctx, release := w.whileStopWanted(ctx, a.VMID)
+		defer release()
 		if err := p.stop(ctx, a, t.Logf); err != nil {
 			return err
 		}
@@ -252,7 +254,7 @@ func (p *proc) stop(ctx context.Context, a ha.Stop, logf func(string, ...any)) e
 		return nil
 	}
 	if ctx.Err() != nil {
-		return ctx.Err() // the agent ends or the task was cancelled: no reason to cut the guest's power
+		return context.Cause(ctx) // nobody wants it any more, or the agent ends: no reason to cut the guest's power
 	}
 	logf("%v: stopping it", err)
 	return p.endNow(ctx)

@@ -511,3 +511,12 @@ func (n *node) fence() model.Live {
 		}
 	}
 }
+
+// must1 is for calls that return a value and an error: must1(f())(t).
+func must1[T any](v T, err error) func(*testing.T) T {
+	return func(t *testing.T) T {
+		t.Helper()
+		must(t, err)
+		return v
+	}
+}

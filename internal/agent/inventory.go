@@ -123,6 +123,9 @@ func (v *inventory) statusOf(ctx context.Context, f guestFile) model.Guest {
 		return row
 	}
 	row.Status, row.PID = "running", p.PID()
+	if s := p.Spec(); s.MemoryMiB > 0 { // what runs, which the file may not say any more
+		row.MemoryMiB, row.CPUs = s.MemoryMiB, s.Cores*s.Sockets
+	}
 	row.Uptime = int64(time.Since(p.Facts().Started).Seconds())
 	row.Frozen = v.procs.frozen(f.id)
 	if row.Frozen {

@@ -66,7 +66,10 @@ func (a *Agent) Join(ctx context.Context, joinKeyText, nodeName string) error {
 		m.close()
 		return fmt.Errorf("join %s: %w: nothing was changed here; look at the cluster's side with `sauh cluster status` and try again with a new key", reply.Cluster.Name, err)
 	}
-	err = saveJSON(a.opts.Paths.membership(), ms)
+	err = m.membership.catchUp(ctx)
+	if err == nil {
+		err = saveJSON(a.opts.Paths.membership(), ms)
+	}
 	if err == nil {
 		err = a.activate(m) // closes m when it fails
 	} else {

@@ -339,15 +339,15 @@ func TestANodeThatIsOutOfTheRecordsCanStillBeTakenOutOfTheStore(t *testing.T) {
 
 func TestTheLastNodeDoesNotLeave(t *testing.T) {
 	n := newNode(t)
-	err := n.a.Leave(t.Context())
-	refused(t, err, model.ErrBusy, "n1 is the last node of cluster test: there is nobody left to keep it")
+	err := n.a.Leave(t.Context(), "")
+	refused(t, err, model.ErrBusy, "n1 is the last node of cluster test: there is nobody left to keep it; `sauh cluster destroy test` ends it for good")
 }
 
 func TestANodeLeavesOnlyWithoutGuestsAndWithoutWorkInHand(t *testing.T) {
 	n := newNode(t)
 	g := n.startGuard()
 	n.put(model.NodePrefix+"n2", string(mustJSON(model.Node{Name: "n2", ID: 2})))
-	leave := func() error { return n.a.Leave(t.Context()) }
+	leave := func() error { return n.a.Leave(t.Context(), "") }
 	n.put(model.GuestConfigKey("n1", 100), "name: mine\n")
 	before := n.dump()
 	refused(t, leave(), model.ErrBusy, "n1 still owns guests (100): migrate or destroy them first")

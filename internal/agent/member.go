@@ -165,7 +165,7 @@ func (m *member) wire(a *Agent, st memberStore, times lease.Params) {
 		end: m.ending.EndNode, drain: m.ending.DrainNode,
 	}
 	m.roles = api.Backend{
-		Cluster: a, Tasks: a.tasks, Storages: stores, HA: asked, Alarms: m.beacons, Rules: asked, Control: asked, Fencing: asked, Options: asked, Peers: others,
+		Cluster: a, Tasks: a.tasks, Storages: stores, HA: asked, Alarms: m.beacons, Rules: asked, Control: asked, Fencing: asked, Options: asked, Peers: others, ReadOnly: m.membership.standing,
 		Guests: guests{seen, m.operations, leaving},
 	}
 	m.handler = api.NewServer(m.roles, api.Options{Logger: log})
@@ -329,6 +329,7 @@ func (a *Agent) activate(m *member) error {
 	m.wg.Go(func() { m.operations.startOnBoot(m.ctx) })
 	a.current.Store(m)
 	a.wg.Go(func() { a.watchMembership(m) })
+	a.wg.Go(func() { a.watchLeaving(m) })
 	return nil
 }
 
@@ -355,9 +356,11 @@ func (a *Agent) watchMembership(m *member) {
 	}
 }
 
-// dissolve ends a membership for good.
+// dissolve ends a membership for good, unless the agent is ending it already: then the next one does.
 func (a *Agent) dissolve(m *member) {
-	a.current.Store(nil)
+	if !a.current.CompareAndSwap(m, nil) {
+		return
+	}
 	m.live.KillAll(context.WithoutCancel(m.ctx))
 	m.close()
 	a.wipeMembership()

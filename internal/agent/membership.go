@@ -16,7 +16,8 @@ import (
 	"sauh.dev/sauh/internal/store"
 )
 
-// membership says who belongs to the cluster and changes it: the first records, join keys, and nodes that come and go.
+// membership says who belongs to the cluster and changes it: the first records, join keys, and nodes that come (admit.go) and
+// go (leave.go, which has the order of the steps and what a crash between two of them leaves).
 type membership struct {
 	node          string
 	cluster       model.Cluster
@@ -89,25 +90,10 @@ func (m *membership) seed(ctx context.Context, cluster model.Cluster, node model
 	})
 }
 
-// dropNode takes a node without guests out of the store's membership and deletes its records.
+// dropNode takes another node, which is off and has no guests, out of the store's membership and deletes its records.
 func (m *membership) dropNode(ctx context.Context, node string) error {
 	if ids := m.files.of(node); len(ids) > 0 {
-		return model.Errorf(model.ErrBusy, "%s still owns guests (%s): migrate or destroy them first", node, joinIDs(ids))
-	}
-	self := node == m.node
-	if self {
-		m.leaving.Store(true)
-		defer m.leaving.Store(false)
-		if busy := m.locks.holders(); len(busy) > 0 {
-			return model.Errorf(model.ErrBusy, "guests are being worked on here (%v): wait until that is done", busy)
-		}
-		m.live.Pause() // no renewal may cross the transaction below
-		defer m.live.Resume()
-		if m.st.LeaderName() == m.node {
-			if err := m.st.TransferLeadership(ctx); err != nil {
-				m.log.Warn("leadership not handed over before leaving", "err", err)
-			}
-		}
+		return m.ownsGuests(node, ids)
 	}
 	if err := m.deleteRecords(ctx, node); err != nil {
 		return writeError("remove "+node, err)

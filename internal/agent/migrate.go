@@ -121,7 +121,11 @@ func (d *departures) migrate(ctx context.Context, id model.VMID, target string, 
 	if err != nil {
 		return "", err
 	}
-	if local := set.localReason(f.conf); local != "" {
+	disks := f.conf.Disks()
+	if p != nil {
+		disks = append(disks, disksOf(p.Spec())...)
+	}
+	if local := set.localReason(disks); local != "" {
 		return "", model.Errorf(model.ErrBusy, "guest %s cannot move: %s", id, local)
 	}
 	check := d.checkRequest(f, p)
@@ -145,7 +149,7 @@ func (d *departures) migrateOnline(ctx context.Context, id model.VMID, target st
 		Peer:     movePeer{d.peers, target},
 		Check:    func(ctx context.Context, _ move.Request) error { return d.askTarget(ctx, target, check) },
 		Progress: t.Progress,
-	}, move.Request{VMID: id, Target: target, Task: t.UPID()})
+	}, move.Request{VMID: id, Target: target, Task: t.UPID(), Machine: check.Machine})
 	return err
 }
 
@@ -188,17 +192,16 @@ type checkRequest struct {
 	VMID    model.VMID `json:"vmid"`
 	Config  []byte     `json:"config"`
 	Running bool       `json:"running"`
-	Machine string     `json:"machine,omitempty"` // of the running QEMU
-	CPU     string     `json:"cpu,omitempty"`
-	Accel   string     `json:"accel,omitempty"`
-	QEMU    string     `json:"qemu,omitempty"`
+	Machine []byte     `json:"machine,omitempty"` // the running QEMU's own qemu.Spec, in JSON
+	Accel   string     `json:"accel,omitempty"`   // of the running QEMU
+	QEMU    string     `json:"qemu,omitempty"`    // the source's version
 }
 
 func (d *departures) checkRequest(f guestFile, p *proc) checkRequest {
 	r := checkRequest{VMID: f.id, Config: f.raw}
 	if p != nil {
 		s := p.Spec()
-		r.Running, r.Machine, r.CPU, r.Accel, r.QEMU = true, s.Machine, s.CPU, s.Accel, d.starter.host.qemuVersion()
+		r.Running, r.Machine, r.Accel, r.QEMU = true, mustJSON(s), s.Accel, d.starter.host.qemuVersion()
 	}
 	return r
 }

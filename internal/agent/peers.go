@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -94,6 +95,9 @@ func callPeer[Resp any](ctx context.Context, p *peers, node, path string, req an
 		return out.Data, err
 	}
 	resp, err := (&http.Client{Transport: tr}).Do(hr)
+	if errors.Is(err, context.Canceled) {
+		return out.Data, fmt.Errorf("ask node %s: %w", node, err) // whoever asked gave up: that says nothing of the node
+	}
 	if err != nil {
 		return out.Data, model.Errorf(model.ErrUnavailable, "node %s does not answer: %v", node, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -186,8 +187,8 @@ type term struct {
 func (s *starter) launch(ctx context.Context, conf *pveconf.Guest, spec qemu.Spec, o ownership, at term) error {
 	id := spec.VMID
 	mine := o.protected.Revision != 0 && o.protected.Value.Node == s.node
-	protect := mine || o.state != "" && o.storages.localReason(conf) == ""
-	if err := s.prepareGroup(ctx, id, conf, o.storages, protect, at); err != nil {
+	protect := mine || o.state != "" && o.storages.localReason(conf.Disks()) == ""
+	if err := s.prepareGroup(ctx, id, conf.Disks(), o.storages, protect, at); err != nil {
 		return err
 	}
 	if protect && !mine {
@@ -209,9 +210,9 @@ func (s *starter) launch(ctx context.Context, conf *pveconf.Guest, spec qemu.Spe
 }
 
 // prepareGroup makes the cgroup of a guest: by the guard, if the guest is protected, and by nobody else then.
-func (s *starter) prepareGroup(ctx context.Context, id model.VMID, conf *pveconf.Guest, set storageSet, protect bool, at term) error {
+func (s *starter) prepareGroup(ctx context.Context, id model.VMID, disks []pveconf.Disk, set storageSet, protect bool, at term) error {
 	if protect {
-		return s.protect(ctx, id, conf, set, at)
+		return s.protectDisks(ctx, id, disks, set, at)
 	}
 	if err := sys.Cgroup(s.paths.cgroupOf(id.String())).Create(); err != nil {
 		return fmt.Errorf("cgroup of guest %s: %w", id, err)
@@ -255,14 +256,40 @@ func (s *starter) spec(ctx context.Context, id model.VMID, conf *pveconf.Guest, 
 		return qemu.Spec{}, err
 	}
 	for _, n := range conf.Nets() {
-		if n.Bridge == "" {
-			continue
-		}
-		if ok, err := network.BridgeExists(ctx, n.Bridge); err != nil || !ok {
-			return qemu.Spec{}, model.Errorf(model.ErrNotFound, "%s: bridge '%s' does not exist on node %s", n.Key, n.Bridge, s.node)
+		if err := s.bridgeThere(ctx, n.Key, n.Bridge); err != nil {
+			return qemu.Spec{}, err
 		}
 	}
 	return qemu.FromConfig(ctx, id, conf, s.paths.qemuRun(), accel.Name, resolver{set})
+}
+
+// arriving is the Spec with which a guest that runs elsewhere arrives here; machine is what the source says of it.
+func (s *starter) arriving(ctx context.Context, id model.VMID, machine []byte, set storageSet) (qemu.Spec, error) {
+	var runs qemu.Spec
+	if err := json.Unmarshal(machine, &runs); err != nil || runs.VMID != id {
+		return runs, model.Errorf(model.ErrInvalid, "the source does not say what guest %s runs as: is its program the same version?", id)
+	}
+	accel, _, err := s.host.qemu()
+	if err != nil {
+		return runs, err
+	}
+	for _, n := range runs.NICs {
+		if err := s.bridgeThere(ctx, n.ID, n.Bridge); err != nil {
+			return runs, err
+		}
+	}
+	return qemu.Relocate(ctx, runs, s.paths.qemuRun(), accel.Name, resolver{set})
+}
+
+// bridgeThere refuses a card's bridge that this node does not have; "" is none.
+func (s *starter) bridgeThere(ctx context.Context, key, bridge string) error {
+	if bridge == "" {
+		return nil
+	}
+	if ok, err := network.BridgeExists(ctx, bridge); err != nil || !ok {
+		return model.Errorf(model.ErrNotFound, "%s: bridge '%s' does not exist on node %s", key, bridge, s.node)
+	}
+	return nil
 }
 
 // resolver answers qemu.FromConfig's questions from this node's storages.
@@ -291,13 +318,32 @@ func (r resolver) Machine(ctx context.Context, name string) (string, error) {
 	return qemu.ResolveMachine(ctx, name)
 }
 
-// protect puts a guest's cgroup under the guard, which refuses without a valid lease and for another epoch than the current one.
+// protect puts the cgroup of a guest that may run under the guard, with the storages that its file names and
+// those that its process writes to: the file may have changed since the start.
 func (s *starter) protect(ctx context.Context, id model.VMID, conf *pveconf.Guest, set storageSet, at term) error {
+	disks := conf.Disks()
+	if p := s.procs.get(id); p != nil {
+		disks = append(disks, disksOf(p.Spec())...)
+	}
+	return s.protectDisks(ctx, id, disks, set, at)
+}
+
+// disksOf are the disks of a process, as far as they say where it writes.
+func disksOf(s qemu.Spec) []pveconf.Disk {
+	out := make([]pveconf.Disk, len(s.Disks))
+	for i, d := range s.Disks {
+		out[i] = pveconf.Disk{Key: d.ID, Volume: d.Volume}
+	}
+	return out
+}
+
+// protectDisks asks the guard, which refuses without a valid lease and for another epoch than the current one.
+func (s *starter) protectDisks(ctx context.Context, id model.VMID, disks []pveconf.Disk, set storageSet, at term) error {
 	if !at.valid {
 		return model.Errorf(model.ErrNoQuorum, "guest %s is protected and %s holds no valid lease: it may not run here until the node can renew it (see `sauh cluster status`)", id, s.node)
 	}
 	g := lease.Group{Name: id.String(), Cgroup: s.paths.cgroupOf(id.String()), Epoch: at.epoch, OnDeadline: lease.FreezeGroup}
-	for _, name := range set.of(conf) {
+	for _, name := range set.of(disks) {
 		d, err := set.driver(name)
 		if err != nil {
 			return err
@@ -339,7 +385,7 @@ const pillDeadline = 2 * time.Second
 // writePills tells the guards of nodes that were fenced, through the guest's
 // shared storages, to kill what they froze: it may hold the image's lock.
 func (s *starter) writePills(ctx context.Context, conf *pveconf.Guest, set storageSet, pills []ha.Pill) {
-	names := set.of(conf)
+	names := set.of(conf.Disks())
 	done := make(chan struct{})
 	s.wg.Go(func() {
 		defer close(done)

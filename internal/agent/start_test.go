@@ -63,7 +63,7 @@ func startNode(t *testing.T) (*node, *fakeGuard, *diary) {
 	n := newNode(t)
 	bin := t.TempDir()
 	d := &diary{qemu: filepath.Join(bin, "was-run")}
-	program := "#!/bin/sh\nif [ \"$1\" = -machine ] && [ \"$2\" = help ]; then echo 'pc  PC (alias of pc-i440fx-10.0)'; exit 0; fi\n" +
+	program := "#!/bin/sh\nif [ \"$1\" = -machine ] && [ \"$2\" = help ]; then echo 'pc  PC (alias of pc-i440fx-10.0)'; echo 'pc-i440fx-10.0  PC'; exit 0; fi\n" +
 		"echo run >" + d.qemu + "\ncat " + bin + "/says >&2\nexit 1\n"
 	must(t, os.WriteFile(filepath.Join(bin, qemu.Binary), []byte(program), 0o700))
 	must(t, os.WriteFile(filepath.Join(bin, "says"), []byte("qemu-system-x86_64: out of luck\n"), 0o600))

@@ -69,16 +69,16 @@ func (s storageSet) driver(name string) (storage.Driver, error) {
 	return nil, model.Errorf(model.ErrNotFound, "storage '%s' does not exist", name)
 }
 
-// of names the storages of a guest's volumes, each once, in order.
-func (s storageSet) of(conf *pveconf.Guest) []string {
-	names, _ := volumesOf(conf, s.all)
+// of names the storages of disks, each once, in order.
+func (s storageSet) of(disks []pveconf.Disk) []string {
+	names, _ := volumesOf(disks, s.all)
 	slices.Sort(names)
 	return slices.Compact(names)
 }
 
-// localReason says what ties a guest to its node, "" for nothing.
-func (s storageSet) localReason(conf *pveconf.Guest) string {
-	_, local := volumesOf(conf, s.all)
+// localReason says which of the disks ties a guest to its node, "" for none.
+func (s storageSet) localReason(disks []pveconf.Disk) string {
+	_, local := volumesOf(disks, s.all)
 	return local
 }
 
@@ -136,6 +136,9 @@ func (s *storages) ListStorages(ctx context.Context) ([]api.StorageInfo, error) 
 func (s *storages) AddStorage(ctx context.Context, name string, params map[string]string) error {
 	if err := pveconf.ValidateStorageID(name); err != nil {
 		return err
+	}
+	if content, given := params["content"]; given && content != "images" {
+		return model.Invalidf("content", "a storage of this version holds images and nothing else: write images, or leave it out")
 	}
 	sec := pveconf.Section{Type: params["type"], ID: name}
 	keys := make([]string, 0, len(params))
@@ -230,18 +233,26 @@ func (s *storages) AllocateVolume(ctx context.Context, name string, a storage.Al
 	return d.Allocate(ctx, a)
 }
 
+// userOf says which guest's file names a volume as a disk: "virtio0 of guest 101 on n2"; "" for none but except's.
+func (s *storages) userOf(volid string, except model.VMID) string {
+	for _, g := range s.files.list() {
+		for _, d := range g.conf.Disks() {
+			if g.id != except && d.Volume == volid {
+				return fmt.Sprintf("%s of guest %s on %s", d.Key, g.id, g.node)
+			}
+		}
+	}
+	return ""
+}
+
 // DeleteVolume implements api.Storages. A volume that a guest's configuration names is refused.
 func (s *storages) DeleteVolume(ctx context.Context, volid string) error {
 	name, ok := volumeStorage(volid)
 	if !ok {
 		return model.Invalidf("volume", "%q is not a volume id: use <storage>:<name> as `sauh storage content` prints it", volid)
 	}
-	for _, g := range s.files.list() {
-		for _, d := range g.conf.Disks() {
-			if d.Volume == volid {
-				return model.Errorf(model.ErrBusy, "volume %s is %s of guest %s on %s: detach it first", volid, d.Key, g.id, g.node)
-			}
-		}
+	if user := s.userOf(volid, 0); user != "" {
+		return model.Errorf(model.ErrBusy, "volume %s is %s: detach it first", volid, user)
 	}
 	if !s.quorate() {
 		return writeError("delete "+volid, store.ErrNoQuorum)

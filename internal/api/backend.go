@@ -96,8 +96,9 @@ type Cluster interface {
 	Key(ctx context.Context, valid time.Duration) (JoinKey, error)
 	// Join makes this node a member of the cluster that made key.
 	Join(ctx context.Context, key, nodeName string) error
-	// Leave takes this node out; Remove takes another one out, which must be off.
-	Leave(ctx context.Context) error
+	// Leave takes this node out; once it has begun it goes on when ctx ends. The last node leaves only if destroy is the
+	// cluster's name, which ends the cluster; for other nodes it is "". Remove takes another node out, which must be off.
+	Leave(ctx context.Context, destroy string) error
 	Remove(ctx context.Context, node string) error
 	// Nodes lists the members from this node's copy of the store.
 	Nodes(ctx context.Context) ([]model.Node, error)
@@ -194,6 +195,8 @@ type Peers interface {
 
 // Backend is the agent as the server sees it: one field a role, so that a test fakes only what it needs.
 type Backend struct {
+	// ReadOnly says why nothing may be changed through this node, and returns nil while it may. nil always allows it.
+	ReadOnly func() error
 	// Absent says why all but Cluster and Tasks are nil: this node is no member. It is nil on a member.
 	Absent   func() error
 	Cluster  Cluster

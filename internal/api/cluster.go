@@ -33,7 +33,10 @@ func (s *server) clusterRoutes() []route {
 		here("GET /sauh/cluster/status", func(ctx context.Context, _ *call) (any, error) { return s.b.Cluster.Status(ctx) }),
 		here("POST /sauh/cluster/key", s.clusterKey, integer("valid", 1, int64(maxKeyValid/time.Second))),
 		here("POST /sauh/cluster/join", s.clusterJoin, required(text("key")), text("nodename")),
-		here("POST /sauh/cluster/leave", func(ctx context.Context, _ *call) (any, error) { return nil, s.b.Cluster.Leave(ctx) }),
+		always(here("POST /sauh/cluster/leave", func(ctx context.Context, _ *call) (any, error) { return nil, s.b.Cluster.Leave(ctx, "") })),
+		always(here("POST /sauh/cluster/destroy", func(ctx context.Context, c *call) (any, error) {
+			return nil, s.b.Cluster.Leave(ctx, c.args["clustername"])
+		}, required(text("clustername")))),
 	}
 }
 

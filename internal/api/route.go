@@ -17,6 +17,7 @@ type route struct {
 	method   string
 	segments []string // "{name}" matches one segment, "{name...}" the rest
 	onNode   bool     // {node} says where the request is carried out
+	always   bool     // also while nothing may be changed
 	params   spec
 	do       func(ctx context.Context, c *call) (any, error)
 	// stream, instead of do, answers by itself; an error means that nothing was written.
@@ -80,6 +81,12 @@ func here(pattern string, do handler, params ...param) route {
 func onNode(pattern string, do handler, params ...param) route {
 	rt := here(pattern, do, params...)
 	rt.onNode = true
+	return rt
+}
+
+// always is a route that a node serves also while nothing may be changed through it.
+func always(rt route) route {
+	rt.always = true
 	return rt
 }
 

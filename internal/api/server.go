@@ -121,6 +121,11 @@ func (s *server) dispatch(w http.ResponseWriter, r *http.Request, path []string)
 	if rt == nil {
 		return errorf(http.StatusNotImplemented, "Method '%s /%s' not implemented", r.Method, joinPath(path))
 	}
+	if r.Method != http.MethodGet && !rt.always && s.b.ReadOnly != nil {
+		if err := s.b.ReadOnly(); err != nil {
+			return err
+		}
+	}
 	if rt.onNode {
 		if target, remote, err := s.remote(r, vars["node"]); err != nil || remote {
 			return s.forwardOr(w, r, target, err)

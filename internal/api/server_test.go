@@ -486,3 +486,35 @@ func TestANodeThatIsNoMemberSaysSo(t *testing.T) {
 		}
 	}
 }
+
+func TestAMemberThatMayChangeNothingShowsEverythingAndLeaves(t *testing.T) {
+	f := apitest.New()
+	b := f.Backend()
+	b.ReadOnly = func() error { return model.Errorf(model.ErrUnavailable, "n1 is leaving") }
+	h := api.NewServer(b, api.Options{Local: func(*http.Request) bool { return true }})
+	ask := func(method, path string) *httptest.ResponseRecorder {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(method, api.Prefix+path, nil))
+		return w
+	}
+	for _, c := range []struct{ method, path string }{
+		{"POST", "/storage"},
+		{"DELETE", "/cluster/ha/resources/vm:100"},
+		{"POST", "/nodes/n1/qemu/101/status/start"},
+		{"POST", "/nodes/n2/qemu/102/status/start"},
+		{"PUT", "/nodes/n1/qemu/100/config"},
+		{"POST", "/sauh/cluster/key"},
+	} {
+		if w := ask(c.method, c.path); w.Code != http.StatusInternalServerError || !strings.Contains(w.Body.String(), "n1 is leaving") {
+			t.Errorf("%s %s: %d %s", c.method, c.path, w.Code, w.Body)
+		}
+	}
+	if diff := cmp.Diff([]string(nil), f.Calls()); diff != "" {
+		t.Error(diff)
+	}
+	for _, c := range []struct{ method, path string }{{"GET", "/cluster/status"}, {"GET", "/sauh/guests"}, {"POST", "/sauh/cluster/leave"}} {
+		if w := ask(c.method, c.path); w.Code != http.StatusOK {
+			t.Errorf("%s %s: %d %s", c.method, c.path, w.Code, w.Body)
+		}
+	}
+}

@@ -7,6 +7,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -53,7 +54,17 @@ func (m *Main) Run(ctx context.Context, args []string) int {
 	root.SetIn(m.Stdin)
 	root.SetOut(m.Stdout)
 	root.SetErr(m.Stderr)
-	err := root.ExecuteContext(ctx)
+	var noTopic error
+	help := root.HelpFunc()
+	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
+		// cobra shows a group's help for whatever follows its name.
+		if topic := cmd.Flags().Args(); cmd.HasSubCommands() && len(topic) > 0 {
+			noTopic = noCommand(cmd, topic[0])
+			return
+		}
+		help(cmd, args)
+	})
+	err := cmp.Or(root.ExecuteContext(ctx), noTopic)
 	if err == nil {
 		return 0
 	}
@@ -87,10 +98,10 @@ func (m *Main) root() *cobra.Command {
 	root.AddCommand(extraCommands(m)...)
 	root.AddCommand(m.simCommand())
 	refuseUnknown(root)
+	root.SetHelpCommand(helpCommand())
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, "%s", flagSentence(err)) })
-	root.SetHelpCommand(helpCommand())
 	root.Version = m.Version.Version
 	return root
 }
@@ -113,20 +124,6 @@ func flagSentence(err error) string {
 	return text
 }
 
-// helpCommand is `sauh help`, which refuses a command that does not exist.
-func helpCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "help [COMMAND...]", Short: "Explain a command", Example: "  sauh help vm migrate", Args: cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			about, rest, err := cmd.Root().Find(args)
-			if err != nil || len(rest) > 0 {
-				return usageError(cmd.Root(), "there is no command '%s %s'", cmd.Root().Name(), strings.Join(args, " "))
-			}
-			return about.Help()
-		},
-	}
-}
-
 // group is a command that only has others below it.
 func group(use, short, example string, sub ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: short, Example: example}
@@ -145,9 +142,28 @@ func refuseUnknown(cmd *cobra.Command) {
 	cmd.Args = cobra.ArbitraryArgs
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return usageError(cmd, "there is no command '%s %s'", cmd.CommandPath(), args[0])
+			return noCommand(cmd, args[0])
 		}
 		return cmd.Help()
+	}
+}
+
+func noCommand(group *cobra.Command, name string) error {
+	return usageError(group, "there is no command '%s %s'", group.CommandPath(), name)
+}
+
+// helpCommand is `sauh help`; cobra's own is content with what is no command.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "help [COMMAND]", Short: "Explain a command", Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return noCommand(about, append(rest, args...)[0])
+			}
+			about.InitDefaultHelpFlag()
+			return about.Help()
+		},
 	}
 }
 

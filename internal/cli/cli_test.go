@@ -97,7 +97,7 @@ func setup(env *testscript.Env) error {
 	return nil
 }
 
-// fakeCommand changes the agent: fail METHOD KIND TEXT, taskfail TYPE TEXT, endless, stopped VMID, noquorum, alarm SID TEXT, disarmed, minority, along SID, blocked SID, await CALL; calls prints what was asked of it.
+// fakeCommand changes the agent: fail METHOD KIND TEXT, taskfail TYPE TEXT, says TYPE LINE, endless, stopped VMID, noquorum, alone, alarm SID TEXT, disarmed, minority, along SID, blocked SID, await CALL; calls prints what was asked of it.
 func fakeCommand(ts *testscript.TestScript, neg bool, args []string) {
 	f := ts.Value(fakeKey{}).(*apitest.Fake)
 	switch args[0] {
@@ -116,6 +116,8 @@ func change(ts *testscript.TestScript, f *apitest.Fake, args []string) {
 		f.Fail[args[1]] = model.Errorf(api.ErrorOfKind(args[2]), "%s", args[3])
 	case "taskfail":
 		f.TaskFails[args[1]] = args[2]
+	case "says":
+		f.TaskSays[args[1]] = args[2]
 	case "endless":
 		f.Endless = true
 	case "stopped":
@@ -137,6 +139,8 @@ func change(ts *testscript.TestScript, f *apitest.Fake, args []string) {
 		f.Moved.With = args[1:]
 	case "blocked":
 		f.Moved.Blocking = []api.HABlocking{{SID: args[1], Cause: "resource-affinity"}}
+	case "alone":
+		f.Info.ClusterMember, f.Info.Guard.Epoch, f.Info.Guard.LeaseMS = false, 0, 0
 	case "noquorum":
 		f.Cluster.Quorate, f.Cluster.TotalVotes, f.Cluster.Leader, f.Cluster.Manager = false, 1, "", ""
 		f.Cluster.Nodes[1].Online, f.Cluster.Nodes[2].Online = false, false

@@ -15,7 +15,8 @@ import (
 
 func (m *Main) clusterCommand() *cobra.Command {
 	return group("cluster", "Make, join, show and leave a cluster", "  sauh cluster create demo\n  sauh cluster key\n  sauh cluster status",
-		m.clusterCreate(), m.clusterKey(), m.clusterJoin(), m.clusterStatus(), m.clusterLeave(), m.clusterRemove())
+		m.clusterCreate(), m.clusterKey(), m.clusterJoin(), m.clusterStatus(), m.clusterLeave(), m.clusterRemove(),
+		m.clusterDestroy())
 }
 
 func (m *Main) clusterCreate() *cobra.Command {
@@ -69,7 +70,7 @@ func (m *Main) clusterJoin() *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use: "join KEY", Short: "Make this node a member of the cluster that printed KEY",
-		Example: "  sauh cluster join eyJmIjoi…", Args: takes("KEY"),
+		Example: "  sauh cluster join sauh1-eyJjbHVzdGVy…", Args: takes("KEY"),
 	}
 	cmd.Flags().StringVar(&name, "node-name", "", "this node's name (default: that of agent.json, or the host's)")
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
@@ -127,6 +128,8 @@ func nodeState(n api.NodeStatus) string {
 	switch {
 	case n.Fenced:
 		return "fenced"
+	case n.Leaving:
+		return "leaving"
 	case n.Online:
 		return "online"
 	}
@@ -138,9 +141,32 @@ func (m *Main) clusterLeave() *cobra.Command {
 		Use: "leave", Short: "Take this node out of the cluster; it must have no guests", Example: "  sauh cluster leave", Args: takes(),
 		RunE: m.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
 			if err := c.Leave(ctx); err != nil {
-				return err
+				return goesOn(ctx, err, "this node goes on leaving; see 'sauh cluster status' on another one")
 			}
 			m.say("this node left the cluster")
+			return nil
+		}),
+	}
+}
+
+// goesOn says what becomes of a request whose answer was not waited for.
+func goesOn(ctx context.Context, err error, what string) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("interrupted: %s", what)
+	}
+	return err
+}
+
+func (m *Main) clusterDestroy() *cobra.Command {
+	return &cobra.Command{
+		Use: "destroy NAME", Short: "End the cluster NAME for good; this node must be its last one, and without guests",
+		Long:    "The cluster's configuration is deleted from this node. Volumes stay where they are.",
+		Example: "  sauh cluster destroy demo", Args: takes("NAME"),
+		RunE: m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+			if err := c.DestroyCluster(ctx, args[0]); err != nil {
+				return goesOn(ctx, err, "the cluster's end goes on; see 'sauh node status'")
+			}
+			m.say("cluster %s is no more", args[0])
 			return nil
 		}),
 	}

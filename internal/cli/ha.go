@@ -15,7 +15,7 @@ import (
 	"sauh.dev/sauh/internal/client"
 )
 
-const haStates = "started, stopped, disabled or ignored"
+const haStates = "started (or enabled), stopped, disabled or ignored"
 
 func (m *Main) haCommand() *cobra.Command {
 	return group("ha", "Protect guests against the loss of their node", "  sauh ha add vm:100\n  sauh ha status\n  sauh ha explain vm:100",

@@ -42,6 +42,9 @@ func labUp(name *string) *cobra.Command {
 				return usageError(cmd, "--nodes is at least 1, not %d", config.Nodes)
 			}
 			config.Name = *name
+			if config.Nodes < 1 {
+				return usageError(cmd, "--nodes is at least 1, not %d", config.Nodes)
+			}
 			for _, s := range units {
 				u, err := lab.ParseUnit(s)
 				if err != nil {

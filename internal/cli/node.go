@@ -131,16 +131,15 @@ func printNode(w io.Writer, in api.NodeInfo) {
 	if in.AccelReason != "" {
 		accel += " (" + in.AccelReason + ")"
 	}
-	pairs := []string{
+	facts(w, append([]string{
 		"Node", in.Node, "Uptime", seconds(in.UptimeSec), "CPU", fmt.Sprintf("%s of %d", units.FormatPercent(in.CPU), in.CPUs),
 		"Memory", units.FormatBytes(in.MemoryUsed) + " of " + units.FormatBytes(in.MemoryTotal), "Sauh", in.Version, "QEMU", in.QEMU,
 		"Acceleration", accel, "Agent's process", number(in.AgentPID), "Cluster member", yesNo(in.ClusterMember),
-	}
-	facts(w, append(pairs, guardFacts(in.Guard)...)...)
+	}, guardFacts(in)...)...)
 }
 
-// guardFacts are the lines about a node's guard.
-func guardFacts(g api.GuardStatus) []string {
+func guardFacts(in api.NodeInfo) []string {
+	g := in.Guard
 	if !g.Connected {
 		return []string{"Guard", "does not answer: this node can run no protected guests; start it with 'systemctl start sauh-guard' or 'sauh guard'"}
 	}
@@ -151,6 +150,9 @@ func guardFacts(g api.GuardStatus) []string {
 	watchdog := g.Watchdog
 	if g.WatchdogSec > 0 {
 		watchdog += ", " + seconds(int64(g.WatchdogSec))
+	}
+	if !in.ClusterMember {
+		return []string{"Guard", "connected", "Watchdog", watchdog} // only a member has a lease
 	}
 	return []string{
 		"Guard", "connected", "Epoch", strconv.FormatUint(g.Epoch, 10), "Lease", lease, "Watchdog", watchdog,

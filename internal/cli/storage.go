@@ -125,7 +125,7 @@ func (m *Main) storageContent() *cobra.Command {
 func (m *Main) storageAlloc() *cobra.Command {
 	var name, format string
 	cmd := &cobra.Command{
-		Use: "alloc STORAGE VMID SIZE", Short: "Make an empty volume for a guest and print its id", Example: "  sauh storage alloc nas 100 4G --format qcow2",
+		Use: "alloc STORAGE VMID SIZE", Short: "Make an empty volume for a guest and print its id; SIZE is 4G, 512M, …", Example: "  sauh storage alloc nas 100 4G --format qcow2",
 		Args: takes("STORAGE", "VMID", "SIZE"),
 	}
 	cmd.Flags().StringVar(&name, "name", "", "the volume's name (default: vm-VMID-disk-N)")
@@ -139,6 +139,9 @@ func (m *Main) storageAlloc() *cobra.Command {
 		size, err := units.ParseBytes(args[2])
 		if err != nil {
 			return err
+		}
+		if strings.Trim(args[2], "0123456789.") == "" { // a number means GiB in nas:4, and bytes elsewhere
+			return usageError(cmd, "the size %s has no unit: write %sG for GiB, or M, or T", args[2], args[2])
 		}
 		volid, err := c.AllocateVolume(ctx, *node, args[0], storage.Allocation{VMID: id, Name: name, Format: storage.Format(format), Size: size})
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sort"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -19,7 +20,7 @@ func (m *Main) taskCommand() *cobra.Command {
 
 // wait follows a task that what describes ("start of guest 100") and turns its end into an error or nil.
 func (m *Main) wait(ctx context.Context, c *client.Client, upid, what string, onProgress func(model.MigrationProgress)) error {
-	err := c.WaitTask(ctx, upid, nil, onProgress)
+	err := c.WaitTask(ctx, upid, m.warn, onProgress)
 	var failed *client.TaskError
 	switch {
 	case errors.As(err, &failed):
@@ -28,6 +29,13 @@ func (m *Main) wait(ctx context.Context, c *client.Client, upid, what string, on
 		return fmt.Errorf("interrupted: the %s goes on; see 'sauh task status %s'", what, upid)
 	}
 	return err
+}
+
+// warn shows the lines of a task's log that a person should not miss.
+func (m *Main) warn(line string) {
+	if _, text, ok := strings.Cut(line, "WARN: "); ok {
+		fmt.Fprintln(m.Stderr, "warning: "+text)
+	}
 }
 
 func (m *Main) taskList() *cobra.Command {
@@ -131,6 +139,13 @@ func (m *Main) taskCancel() *cobra.Command {
 	return &cobra.Command{
 		Use: "cancel TASK", Short: "Ask a running task to stop and undo what it can", Example: "  sauh task cancel UPID:n1:…", Args: takes("TASK"),
 		RunE: m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+			t, err := c.Task(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			if t.End != 0 {
+				return fmt.Errorf("task %s has ended already: %s", args[0], t.ExitStatus)
+			}
 			if err := c.CancelTask(ctx, args[0]); err != nil {
 				return err
 			}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -15,6 +17,7 @@ import (
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/client"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/core/pveconf"
 	"sauh.dev/sauh/internal/core/units"
 )
 
@@ -218,10 +221,22 @@ func (m *Main) vmSet() *cobra.Command {
 		if err := c.SetGuestConfig(ctx, node, id, set, del, digest); err != nil {
 			return err
 		}
-		m.say("guest %d changed", id)
+		m.say("guest %d changed%s", id, laterNote(ctx, c, node, id, set, del))
 		return nil
 	})
 	return cmd
+}
+
+// laterNote says which changes a guest that runs does not see yet, "" if there are none.
+func laterNote(ctx context.Context, c *client.Client, node string, id model.VMID, set map[string]string, del []string) string {
+	keys := slices.DeleteFunc(append(slices.Sorted(maps.Keys(set)), del...), func(k string) bool { return !pveconf.AtNextStart(k) })
+	if len(keys) == 0 {
+		return ""
+	}
+	if st, err := c.GuestStatus(ctx, node, id); err != nil || st.Status != "running" {
+		return "" // the change was made; whether the guest runs is only a hint
+	}
+	return "; it runs, so this takes effect at its next start: " + strings.Join(keys, ", ")
 }
 
 func (m *Main) vmConfig() *cobra.Command {
@@ -273,6 +288,11 @@ func (m *Main) vmList() *cobra.Command {
 	cmd.Flags().StringVar(&node, "node", "", "only this node's guests")
 	out := m.outputFlag(cmd)
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+		if node != "" {
+			if err := isNode(ctx, c, node); err != nil {
+				return err
+			}
+		}
 		all, err := c.Guests(ctx)
 		if err != nil {
 			return err
@@ -286,6 +306,22 @@ func (m *Main) vmList() *cobra.Command {
 		return out.print(guests, func(w io.Writer) { printGuests(w, guests) })
 	})
 	return cmd
+}
+
+// isNode refuses what is no node's name.
+func isNode(ctx context.Context, c *client.Client, name string) error {
+	st, err := c.ClusterStatus(ctx)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, n := range st.Nodes {
+		names = append(names, n.Name)
+	}
+	if !slices.Contains(names, name) {
+		return fmt.Errorf("no such cluster node '%s': the nodes are %s", name, strings.Join(names, ", "))
+	}
+	return nil
 }
 
 // shown is a guest's status with what the guard does to it.

@@ -46,9 +46,14 @@ func (c *Client) Join(ctx context.Context, key, nodeName string) error {
 	return c.post(ctx, "/sauh/cluster/join", values("key", key, "nodename", nodeName), nil)
 }
 
-// Leave takes the agent's node out of the cluster.
+// Leave takes the agent's node out of the cluster. The node goes on leaving when ctx ends.
 func (c *Client) Leave(ctx context.Context) error {
 	return c.post(ctx, "/sauh/cluster/leave", nil, nil)
+}
+
+// DestroyCluster ends the cluster name, of which the agent's node is the last one.
+func (c *Client) DestroyCluster(ctx context.Context, name string) error {
+	return c.post(ctx, "/sauh/cluster/destroy", values("clustername", name), nil)
 }
 
 // RemoveNode takes another node, which must be off, out of the cluster.

@@ -183,3 +183,30 @@ func TestQEMUsComplaintsBecomeSentences(t *testing.T) {
 		}
 	}
 }
+
+func TestACPUModelMustBeOneThatQEMULists(t *testing.T) {
+	const help = `Available CPUs:
+  Broadwell             (alias configured by machine type)
+x86 qemu64              (alias configured by machine type)
+  host                  processor with all supported host features
+
+Recognized CPUID flags:
+  3dnow 3dnowext
+`
+	for name, want := range map[string]bool{"Broadwell": true, "qemu64": true, "host": true, "bogus": false, "3dnow": false} {
+		if got := knowsCPU(help, name); got != want {
+			t.Errorf("%s is known: %t", name, got)
+		}
+	}
+	if _, err := QEMUVersion(t.Context()); err != nil {
+		t.Skip(err)
+	}
+	for _, model := range []string{"", "host", "x86-64-v2-AES", "x86-64-v4", "kvm64"} {
+		if err := KnowsCPU(t.Context(), pveconf.CPU{Type: model}); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := KnowsCPU(t.Context(), pveconf.CPU{Type: "bogus"}); err == nil {
+		t.Error("a model that QEMU does not have is taken")
+	}
+}

@@ -92,6 +92,31 @@ func SupportsMigration(accel, version string) error {
 	return nil
 }
 
+// KnowsCPU refuses a CPU model that this node's QEMU does not list. Where it cannot be asked, any name is taken.
+func KnowsCPU(ctx context.Context, c pveconf.CPU) error {
+	out, err := ask(ctx, "-cpu", "help")
+	if err != nil || c.Type == "" {
+		return nil //nolint:nilerr // the start will tell
+	}
+	name, _, _ := strings.Cut(expandCPU(c.Type), ",")
+	if !knowsCPU(string(out), name) {
+		return model.Invalidf("cpu", "this node's QEMU has no CPU model %q: use %s, host, max, or one that %s -cpu help lists", c.Type, defaultCPU, Binary)
+	}
+	return nil
+}
+
+// knowsCPU looks a model up in the first of the two lists that QEMU prints; newer versions print no architecture before it.
+func knowsCPU(help, name string) bool {
+	models, _, _ := strings.Cut(help, "Recognized CPUID flags")
+	for line := range strings.Lines(models) {
+		fields := strings.Fields(strings.TrimPrefix(strings.TrimSpace(line), "x86 "))
+		if len(fields) > 0 && fields[0] == name {
+			return true
+		}
+	}
+	return false
+}
+
 // defaultCPU is Proxmox VE's default for new guests. Every 64-bit processor since
 // about 2010 has it, and TCG does too, so a guest can move between unlike nodes.
 const defaultCPU = "x86-64-v2-AES"

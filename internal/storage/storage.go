@@ -66,7 +66,7 @@ type Allocation struct {
 	VMID   model.VMID
 	Name   string // "" lets the driver choose vm-<vmid>-disk-<n>
 	Format Format // "" is the driver's default
-	Size   int64  // bytes
+	Size   int64  // bytes; the driver rounds it up so that a guest can use the whole
 }
 
 // Driver is one configured storage. Calls return within their context's deadline.

@@ -14,6 +14,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -164,6 +165,23 @@ func (m *Mirror) Subscribe() (changed <-chan struct{}, stop func()) {
 		delete(m.subs, c)
 		m.mu.Unlock()
 	}
+}
+
+// awaitAgain is how often Await looks: a change that concerns nobody is not told to subscribers.
+const awaitAgain = 5 * time.Millisecond
+
+// Await returns when the copy shows revision or a later one, or ctx's error.
+func (m *Mirror) Await(ctx context.Context, revision int64) error {
+	tick := time.NewTicker(awaitAgain)
+	defer tick.Stop()
+	for m.Snapshot().Revision() < revision {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("follow the store to revision %d: %w", revision, ctx.Err())
+		}
+	}
+	return nil
 }
 
 // Snapshot is the copy as it is now. It costs nothing.

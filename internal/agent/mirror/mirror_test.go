@@ -396,3 +396,25 @@ func TestATableIsASortedMapThatNeverChanges(t *testing.T) {
 		}
 	}
 }
+
+func TestARevisionIsAwaitedUntilTheCopyShowsIt(t *testing.T) {
+	late := make(chan struct{})
+	m, _, other := startMirror(t, nil, func(st *faulty) {
+		st.watch = func(context.Context) chan store.Batch { // one that sees nothing, and ends when it is told to
+			c := make(chan store.Batch)
+			go func() { <-late; close(c) }()
+			return c
+		}
+	})
+	rev := put(t, other, "x", "1")
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := m.Await(short, rev); err == nil {
+		t.Error("the copy does not show it, and the wait ended")
+	}
+	close(late)
+	must(t, m.Await(t.Context(), rev))
+	if _, ok := m.Snapshot().Get("x"); !ok {
+		t.Error("the wait ended and the copy does not show it")
+	}
+}

@@ -39,8 +39,10 @@ type QEMU interface {
 // StartRequest asks for a process that waits for a guest.
 type StartRequest struct {
 	VMID model.VMID
-	// Config is the guest's file, which is still under the source's path.
+	// Config is the guest's file, which is still under the source's path. It is for the guest's next start.
 	Config []byte
+	// Machine is what the source's agent said of the process that runs, in a form that is this package's no business.
+	Machine []byte
 	// Protected: the guard must have the guest's cgroup before QEMU starts.
 	Protected bool
 }
@@ -60,6 +62,8 @@ type PrepareRequest struct {
 	IntentRevision int64      `json:"intent_revision"`
 	// WasRunning: the guest shall run at the end. A paused guest arrives paused.
 	WasRunning bool `json:"was_running"`
+	// Machine is Request.Machine.
+	Machine []byte `json:"machine,omitempty"`
 }
 
 // PrepareAnswer says where the target's QEMU listens.
@@ -141,6 +145,8 @@ type Request struct {
 	VMID   model.VMID
 	Target string
 	Task   string // UPID
+	// Machine describes the process that runs, for the target's Start, which has to make one like it.
+	Machine []byte
 }
 
 // Deadlines of what is asked of QEMU and of the target's agent.

@@ -326,7 +326,7 @@ func (a *agent) targetDeps() TargetDeps {
 		Deps: a.deps(), Listen: "10.10.2.2",
 		Start: func(ctx context.Context, r StartRequest) (QEMU, error) {
 			a.m.w.point(a.m.name + " start")
-			if a.isDead() || !r.Protected || string(r.Config) != "name: probe\n" {
+			if a.isDead() || !r.Protected || string(r.Config) != "name: probe\n" || string(r.Machine) != "as it runs" {
 				return nil, errDead
 			}
 			p := &process{a.m.w.room.StartIncoming(a.m.name), a.m}
@@ -387,9 +387,9 @@ func (w *world) migrate(ctx context.Context) {
 		defer w.wg.Done()
 		defer unlink()
 		d := SourceDeps{Deps: a.deps(), Peer: peer{w}}
-		err := Source(ctx, d, Request{VMID: guest, Target: nodeB, Task: "UPID:1"})
+		err := Source(ctx, d, Request{VMID: guest, Target: nodeB, Task: "UPID:1", Machine: []byte("as it runs")})
 		for errors.Is(err, model.ErrBusy) && sleep(ctx, time.Millisecond) == nil {
-			err = Source(ctx, d, Request{VMID: guest, Target: nodeB, Task: "UPID:1"})
+			err = Source(ctx, d, Request{VMID: guest, Target: nodeB, Task: "UPID:1", Machine: []byte("as it runs")})
 		}
 		w.result <- err
 	}()

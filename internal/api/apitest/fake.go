@@ -50,6 +50,8 @@ type Fake struct {
 	Fail map[string]error
 	// TaskFails gives the exit status of the tasks of a type, such as "qmstart".
 	TaskFails map[string]string
+	// TaskSays gives a further line of the logs of the tasks of a type.
+	TaskSays map[string]string
 	// Progress is what a migration reports, one a question; then it ends. With Endless it repeats the last until cancelled.
 	Progress []model.MigrationProgress
 	Endless  bool
@@ -103,7 +105,7 @@ func New() *Fake {
 		Resources: []api.HAResource{{SID: "vm:100", State: "started", Comment: "the shop", Digest: digest, Values: map[string]string{"max_restart": "3"}}},
 		HA:        haStatus(), Rules: haRules(), Groups: api.Sections{Digest: digest}, Explained: explained(), Plan: plan(),
 		FenceText: "redfish: n2-bmc\n\tnode n2\n", Methods: haStatus().Nodes[1].Fencing, Options: map[string]string{"ha": "shutdown_policy=migrate"},
-		Fail: map[string]error{}, TaskFails: map[string]string{}, Transports: map[string]http.RoundTripper{},
+		Fail: map[string]error{}, TaskFails: map[string]string{}, TaskSays: map[string]string{}, Transports: map[string]http.RoundTripper{},
 		Progress: []model.MigrationProgress{
 			{Phase: "prepare"},
 			{Phase: "copy", Round: 1, TransferredBytes: 64 << 20, RemainingBytes: 448 << 20, TotalBytes: 512 << 20, DirtyBytesPerSec: 10 << 20, ExpectedDowntimeMS: 300},
@@ -175,6 +177,9 @@ func (f *Fake) task(typ string, id model.VMID, running bool) string {
 		User: "root@pam", Start: Start + n,
 	}
 	f.Logs[t.UPID] = []string{"this is the log of " + typ}
+	if line := f.TaskSays[typ]; line != "" {
+		f.Logs[t.UPID] = append(f.Logs[t.UPID], line)
+	}
 	if !running {
 		f.end(&t)
 	}
@@ -214,7 +219,11 @@ func (r clusterRole) Key(_ context.Context, valid time.Duration) (api.JoinKey, e
 func (r clusterRole) Join(_ context.Context, key, name string) error {
 	return r.f.call("Cluster.Join", "%s %s", key, name)
 }
-func (r clusterRole) Leave(context.Context) error { return r.f.call("Cluster.Leave", "") }
+
+func (r clusterRole) Leave(_ context.Context, destroy string) error {
+	return r.f.call("Cluster.Leave", "%s", destroy)
+}
+
 func (r clusterRole) Remove(_ context.Context, node string) error {
 	return r.f.call("Cluster.Remove", "%s", node)
 }

@@ -62,6 +62,8 @@ type Node struct {
 	// Rack and Site are the node's failure domains, as a person labelled it; "" if nobody did.
 	Rack string `json:"rack,omitempty"`
 	Site string `json:"site,omitempty"`
+	// Leaving: the node is about to take itself out. No guest goes there, and nothing is changed through it.
+	Leaving bool `json:"leaving,omitempty"`
 	// What the node found out about itself at its last start.
 	MemoryMiB int64  `json:"memory_mib,omitempty"`
 	CPUs      int    `json:"cpus,omitempty"`

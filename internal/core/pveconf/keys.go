@@ -98,6 +98,15 @@ func SplitIndex(key string) (family string, n int, ok bool) {
 // Known reports whether key is a key of a guest's file in Proxmox VE.
 func Known(key string) bool { return keyUse(key) != unknown }
 
+// AtNextStart reports whether a change of key reaches a guest that runs only when it is started anew.
+func AtNextStart(key string) bool {
+	switch key {
+	case "name", "onboot", "lock", "template":
+		return false
+	}
+	return keyUse(key) == working
+}
+
 // Unsupported lists, sorted, the keys of g that are valid or unknown and have no
 // effect on the machine that Sauh starts, so that a start can name them.
 func Unsupported(g *Guest) []string {

@@ -30,8 +30,11 @@ const (
 	partPrefix = ".sauh-part-"
 	// partAge is when such a file is the rest of a node that died: making one writes all the time.
 	partAge = time.Hour
-	// sizeUnit is what sizes are rounded up to; Proxmox VE counts in KiB.
-	sizeUnit = units.KiB
+	// sizeUnit is what the sizes of empty volumes are rounded up to: a multiple of whatever O_DIRECT and the guest want.
+	sizeUnit = units.MiB
+	// importUnit is what the size of a copied image is rounded up to: QEMU refuses a raw image that is no multiple of what
+	// O_DIRECT wants, which is a page at most.
+	importUnit = 4 * units.KiB
 	// maxSize is a GiB below what the file offsets of Linux can count, so that rounding cannot overflow.
 	maxSize = math.MaxInt64 - units.GiB
 	// maxDisks bounds the search for a free number.
@@ -49,6 +52,7 @@ func (d *Driver) Allocate(ctx context.Context, a storage.Allocation) (storage.Vo
 	if a.Size <= 0 || a.Size > maxSize {
 		return storage.Volume{}, model.Invalidf("size", "%d bytes cannot be the size of a volume", a.Size)
 	}
+	a.Size = roundUp(a.Size, sizeUnit)
 	return within(ctx, d, func() (storage.Volume, error) {
 		if err := d.fits(a.Size); err != nil {
 			return storage.Volume{}, err
@@ -72,7 +76,10 @@ func (d *Driver) Import(ctx context.Context, a storage.Allocation, file string) 
 		if a.Size != 0 && a.Size < src.VirtualSize {
 			return storage.Volume{}, model.Invalidf("size", "the image %s has %s, more than the %s asked for", file, units.FormatBytes(src.VirtualSize), units.FormatBytes(a.Size))
 		}
-		a.Size = cmp.Or(a.Size, src.VirtualSize)
+		if a.Size > maxSize {
+			return storage.Volume{}, model.Invalidf("size", "%d bytes cannot be the size of a volume", a.Size)
+		}
+		a.Size = roundUp(cmp.Or(a.Size, src.VirtualSize), importUnit)
 		if err := d.fits(src.ActualSize); err != nil {
 			return storage.Volume{}, err
 		}
@@ -112,11 +119,10 @@ func (d *Driver) wanted(a storage.Allocation) (storage.Allocation, error) {
 	if a.Size < 0 {
 		return a, model.Invalidf("size", "%d bytes cannot be the size of a volume", a.Size)
 	}
-	if rest := a.Size % sizeUnit; rest != 0 {
-		a.Size += sizeUnit - rest
-	}
 	return a, nil
 }
+
+func roundUp(n, unit int64) int64 { return (n + unit - 1) / unit * unit }
 
 // make lets fill make the image under a passing name and then gives it its own.
 func (d *Driver) make(ctx context.Context, a storage.Allocation, fill func(part string) error) (v storage.Volume, err error) {

@@ -53,6 +53,7 @@ func Run(t *testing.T, s Setup) {
 		{"AnImageInUseIsNotDeleted", inUse},
 		{"AnImportHasTheContentOfTheFile", importing},
 		{"AnImportMayGrowAndNotShrink", importSize},
+		{"AGuestCanUseTheWholeOfAnOddSize", oddSizes},
 		{"AVolumeLargerThanTheStorageIsRefused", tooLarge},
 		{"AnImportThatFillsTheStorageLeavesNothing", importFull},
 		{"CapacityAddsUp", capacity},
@@ -353,6 +354,29 @@ func importing(t *testing.T, s Setup) {
 				t.Errorf("the volume differs from its source: %s", out)
 			}
 		})
+	}
+}
+
+// oddSizes: QEMU refuses to write to a raw image whose size is no multiple of what O_DIRECT wants, a page at most.
+func oddSizes(t *testing.T, s Setup) {
+	needImg(t)
+	const page = 4 * units.KiB
+	d := first(t, s)
+	for _, f := range formats() {
+		for _, size := range []int64{1, 1025, 5*units.MiB + 7} {
+			v := allocate(t, d, storage.Allocation{VMID: guest, Format: f, Size: size})
+			if v.Size < size || v.Size%page != 0 {
+				t.Errorf("%d bytes as %s gave %d", size, f, v.Size)
+			}
+		}
+		src, _ := writeImage(t, 2*units.MiB+700)
+		v, err := d.Import(t.Context(), storage.Allocation{VMID: guest, Format: f}, src)
+		if err != nil || v.Size < 2*units.MiB+700 || v.Size%page != 0 {
+			t.Errorf("an image of an odd size as %s gave %d: %v", f, v.Size, err)
+		}
+	}
+	if _, err := d.Import(t.Context(), storage.Allocation{VMID: guest, Size: 1<<63 - 1}, ""); err == nil {
+		t.Error("an import of the largest number was taken")
 	}
 }
 
