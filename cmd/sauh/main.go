@@ -46,7 +46,7 @@ func run() int {
 			etcd.TunePeers()
 			paths := agent.DefaultPaths()
 			paths.Config = configPath
-			return agent.Run(ctx, agent.Options{Paths: paths, Version: v})
+			return agent.Run(ctx, agent.Options{Paths: paths, Version: v, Probe: []string{"/proc/self/exe", "agent", "probe"}})
 		},
 		Guard: runGuard, Hold: guard.Hold,
 	}

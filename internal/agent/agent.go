@@ -33,6 +33,8 @@ type Options struct {
 	Version model.Version
 	Lease   lease.Params // the zero value leaves it to the cluster's profile
 	Log     *slog.Logger
+	// Probe is the command that probes a storage; its directory and a name are added. nil probes none.
+	Probe []string
 }
 
 // Agent is a node's agent. It serves the API on the local socket from its

@@ -158,17 +158,38 @@ func (a *arrivals) abort(ctx context.Context, _ string, r move.AbortRequest) (st
 	return struct{}{}, a.moves.Abort(ctx, r)
 }
 
+// readyPatience is given to a node that has just come back: guests return to it as soon as its record is written, which is
+// before it knows itself.
+const readyPatience = 5 * time.Second
+
+// awaitReady says why no guest can run here, once that has been so for a while.
+func (a *arrivals) awaitReady(ctx context.Context) string {
+	if a.starter.host.awaitAccel(ctx) != nil {
+		return "it is still looking for an accelerator"
+	}
+	for end := time.Now().Add(readyPatience); ; sleep(ctx, readyPatience/100) {
+		_, leased := a.starter.lease.Valid()
+		quorate := a.quorate()
+		over := ctx.Err() != nil || time.Now().After(end)
+		switch {
+		case quorate && leased:
+			return ""
+		case over && !quorate:
+			return "it has no quorum"
+		case over:
+			return "it holds no valid lease"
+		}
+	}
+}
+
 // check says why this node cannot take a guest.
 func (a *arrivals) check(ctx context.Context, _ string, r checkRequest) (struct{}, error) {
 	var none struct{}
 	refuse := func(format string, args ...any) (struct{}, error) {
 		return none, model.Errorf(model.ErrUnavailable, "node %s cannot take guest %s: %s", a.node, r.VMID, fmt.Sprintf(format, args...))
 	}
-	if !a.quorate() {
-		return refuse("it has no quorum")
-	}
-	if _, ok := a.starter.lease.Valid(); !ok {
-		return refuse("it holds no valid lease")
+	if why := a.awaitReady(ctx); why != "" {
+		return refuse("%s", why)
 	}
 	if a.procs.get(r.VMID) != nil {
 		return refuse("a process of that guest is there")

@@ -131,7 +131,8 @@ func (w *haWorker) view() ha.LocalView {
 	}
 	groups := w.guard.Guarded()
 	for id, p := range w.procs.list() {
-		hp := ha.Process{Guarded: groups[id.String()]}
+		is := p.health()
+		hp := ha.Process{Guarded: groups[id.String()], Answers: is.Answers, Sick: ha.Sickness(is.Sick)}
 		if p.incoming.Load() {
 			hp.State = ha.ProcessIncoming
 		}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -69,6 +70,7 @@ type member struct {
 	fencing    *fencing
 	ending     *ending
 	beacons    *beacons
+	health     *nodeHealth
 	membership *membership
 	roles      api.Backend
 	handler    http.Handler  // the API with these roles
@@ -179,6 +181,11 @@ func (m *member) wireHA(a *Agent, files guestFiles, tasks guestTasks, moves *dep
 	m.beacons = &beacons{
 		node: node, log: log, mirror: m.mirror, roster: m.roster, procs: m.procs, lease: m.live, mute: map[model.VMID]time.Time{},
 	}
+	m.health = newNodeHealth(&nodeHealth{
+		node: node, log: log, st: m.st, mirror: m.mirror, lease: m.live, bridge: a.cfg.Bridge, run: filepath.Join(a.opts.Paths.Run, "probe"),
+		command: a.opts.Probe, mark: m.starter.pillName(node), held: m.held(tasks.locks), kick: m.kick,
+	})
+	m.procs.watch = m.health.guest
 	m.fencing = newFencing(&fencing{node: node, log: log, st: m.st, mirror: m.mirror, live: m.live, beacon: m.beacons.heard, quorate: quorate})
 	m.manager = &haManager{
 		node: node, log: log, st: m.st, quorate: quorate, mirror: m.mirror, live: m.live, book: m.book, fencing: m.fencing,
@@ -191,6 +198,19 @@ func (m *member) wireHA(a *Agent, files guestFiles, tasks guestTasks, moves *dep
 	m.ending = &ending{
 		node: node, boot: a.boot, log: log, st: m.st, worker: m.worker, procs: m.procs, locks: tasks.locks, tasks: a.tasks,
 		starter: m.starter, live: m.live, closing: m.arrivals.leaving.Store, kick: m.kick, power: endMachine, stop: stopGuest,
+	}
+}
+
+// held says why a guest's silence does not count: it is frozen, or something is being done with it.
+func (m *member) held(locks *guestLocks) func(model.VMID) string {
+	return func(id model.VMID) string {
+		if what := locks.holders()[id]; what != "" {
+			return what
+		}
+		if m.procs.frozen(id) {
+			return "frozen"
+		}
+		return ""
 	}
 }
 
@@ -323,6 +343,7 @@ func (a *Agent) activate(m *member) error {
 	m.wg.Go(func() { m.worker.run(m.ctx) })
 	m.wg.Go(func() { m.watchAble(m.ctx) })
 	m.wg.Go(func() { m.fencing.run(m.ctx) })
+	m.wg.Go(func() { m.health.start(m.ctx) })
 	m.wg.Go(func() { m.ending.forget(m.ctx) })
 	m.beacons.start(m.ctx, a.boot, a.opts.Paths.State, m.addresses)
 	m.wg.Go(func() { m.publishSelf(m.ctx, a.opts.Version.Version, a.host) })

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"sauh.dev/sauh/internal/agent/move"
+	corehealth "sauh.dev/sauh/internal/core/health"
 	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/network"
@@ -26,7 +27,9 @@ type procs struct {
 	guard groupGuard
 	// changed is told that a process came or went.
 	changed func()
-	wg      sync.WaitGroup
+	// watch looks after a process until it ended or ctx is done; nil for nobody.
+	watch func(ctx context.Context, id model.VMID, p *proc)
+	wg    sync.WaitGroup
 
 	mu   sync.Mutex
 	all  map[model.VMID]*proc // guarded by mu
@@ -46,8 +49,17 @@ type groupGuard interface {
 // proc is one QEMU process and what the agent knows about it.
 type proc struct {
 	*qemu.Process
-	incoming atomic.Bool // waits for a migration and was never continued
-	cleaned  chan struct{}
+	incoming  atomic.Bool                          // waits for a migration and was never continued
+	condition atomic.Pointer[corehealth.Condition] // nil: nothing is known, so it is well
+	cleaned   chan struct{}
+}
+
+// health is what is thought of the guest.
+func (p *proc) health() corehealth.Condition {
+	if c := p.condition.Load(); c != nil {
+		return *c
+	}
+	return corehealth.Condition{}
 }
 
 func newProc(p *qemu.Process, incoming bool) *proc {
@@ -139,7 +151,12 @@ func (ps *procs) add(id model.VMID, p *proc) {
 	ps.all[id] = p
 	ps.mu.Unlock()
 	ps.changed()
+	ctx, cancel := context.WithCancel(context.Background())
+	if ps.watch != nil {
+		ps.wg.Go(func() { ps.watch(ctx, id, p) })
+	}
 	ps.wg.Go(func() {
+		defer cancel()
 		select {
 		case <-ps.stop:
 			return

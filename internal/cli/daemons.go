@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sauh.dev/sauh/internal/guard"
+	"sauh.dev/sauh/internal/health"
 )
 
 func (m *Main) versionCommand() *cobra.Command {
@@ -39,7 +40,18 @@ func (m *Main) agentCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&config, "config", config, "the node's name, addresses and bridge")
+	cmd.AddCommand(agentProbe())
 	return cmd
+}
+
+// agentProbe is what the agent starts of itself for each storage, and nobody else: a process that may hang with it.
+func agentProbe() *cobra.Command {
+	return &cobra.Command{
+		Use: "probe DIRECTORY NAME", Hidden: true, Short: "Try a storage for each line on the standard input", Args: takes("DIRECTORY", "NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return health.Serve(cmd.InOrStdin(), cmd.OutOrStdout(), func() error { return health.ProbeDir(args[0], args[1]) })
+		},
+	}
 }
 
 func (m *Main) guardCommand() *cobra.Command {

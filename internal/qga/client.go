@@ -46,6 +46,7 @@ func (e *Error) Error() string { return e.Desc }
 type Client struct {
 	dial func(ctx context.Context) (net.Conn, error)
 	busy chan struct{} // holds a token while a call is under way
+	most int64         // maxMessage
 }
 
 // Open asks over the unix socket of QEMU's port at path. It does not connect yet, and there is nothing to close.
@@ -58,7 +59,7 @@ func Open(path string) *Client {
 
 // New asks over the connections that dial makes.
 func New(dial func(ctx context.Context) (net.Conn, error)) *Client {
-	return &Client{dial: dial, busy: make(chan struct{}, 1)}
+	return &Client{dial: dial, busy: make(chan struct{}, 1), most: maxMessage}
 }
 
 // Call has the agent carry one command out and stores what it returns in out unless out is nil. args is anything that
@@ -109,7 +110,7 @@ func (c *Client) exchange(ctx context.Context, command string, args any) (json.R
 	defer conn.Close()
 	// A call that ends closes the connection, so no later call can meet the rest of this one's answer on it.
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
-	answer, err := dialogue(conn, command, args)
+	answer, err := dialogue(conn, command, args, c.most)
 	if err != nil {
 		return nil, explain(ctx, err)
 	}
@@ -141,7 +142,7 @@ type reply struct {
 
 // dialogue synchronizes and then asks. What the port still held from an earlier call, whole messages or halves of them, comes
 // before the delimiter or carries another number.
-func dialogue(conn io.ReadWriter, command string, args any) (json.RawMessage, error) {
+func dialogue(conn io.ReadWriter, command string, args any, most int64) (json.RawMessage, error) {
 	id := rand.Int64N(maxID)
 	hello, err := json.Marshal(request{"guest-sync-delimited", map[string]int64{"id": id}})
 	if err != nil {
@@ -163,7 +164,7 @@ func dialogue(conn io.ReadWriter, command string, args any) (json.RawMessage, er
 		return nil, err
 	}
 	var r reply
-	if err := json.NewDecoder(io.LimitReader(in, maxMessage)).Decode(&r); err != nil {
+	if err := json.NewDecoder(io.LimitReader(in, most)).Decode(&r); err != nil {
 		return nil, err
 	}
 	if r.Error != nil {

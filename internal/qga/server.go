@@ -33,11 +33,11 @@ func (s *Server) Serve(rw io.ReadWriter) error {
 	var line []byte
 	for {
 		part, err := in.ReadSlice('\n')
-		line = append(line, part...)
 		// The host's delimiter ends whatever half a request came before it.
-		if i := bytes.LastIndexByte(line, delimiter); i >= 0 {
-			line = append(line[:0], line[i+1:]...)
+		if i := bytes.LastIndexByte(part, delimiter); i >= 0 {
+			line, part = line[:0], part[i+1:]
 		}
+		line = append(line, part...)
 		switch {
 		case errors.Is(err, bufio.ErrBufferFull) && len(line) <= maxRequest:
 			continue

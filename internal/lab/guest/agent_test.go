@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,8 +32,8 @@ func talk(t *testing.T, g *Guest, powerOff func()) *qga.Client {
 
 func TestTheGuestAgentAnswers(t *testing.T) {
 	g := newGuest(t)
-	off := 0
-	c := talk(t, g, func() { off++ })
+	var off atomic.Int32
+	c := talk(t, g, func() { off.Add(1) })
 	info, err := c.Info(t.Context())
 	if err != nil || info.Version != "sauh-guest" {
 		t.Errorf("%+v %v", info, err)
@@ -45,8 +46,8 @@ func TestTheGuestAgentAnswers(t *testing.T) {
 	if s, err := c.FreezeStatus(t.Context()); s != qga.Thawed || err != nil {
 		t.Errorf("%q %v", s, err)
 	}
-	if err := c.Shutdown(t.Context(), qga.PowerOff); err != nil || off != 1 {
-		t.Errorf("asked to power off %d times, %v", off, err)
+	if err := c.Shutdown(t.Context(), qga.PowerOff); err != nil || off.Load() != 1 {
+		t.Errorf("asked to power off %d times, %v", off.Load(), err)
 	}
 }
 

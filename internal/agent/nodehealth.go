@@ -1,0 +1,160 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"sauh.dev/sauh/internal/agent/mirror"
+	"sauh.dev/sauh/internal/core/ha"
+	corehealth "sauh.dev/sauh/internal/core/health"
+	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/health"
+	"sauh.dev/sauh/internal/qga"
+	"sauh.dev/sauh/internal/store"
+)
+
+// nodeHealth watches what this node's guests need, and tells the manager in ha/health/<node> what is lost. It also watches
+// each guest's QEMU and guest agent, for the worker.
+type nodeHealth struct {
+	node   string
+	log    *slog.Logger
+	st     store.Store
+	mirror *mirror.Mirror
+	lease  leaseholder
+	bridge string // that of guests whose configuration names none
+	run    string // directory of the probes' locks
+	// command probes the storage in the directory that is added to it; nil probes none.
+	command []string
+	// mark tells this node's probes from those of others on the same storage.
+	mark  string
+	held  func(model.VMID) string
+	kick  func()
+	watch *health.Node
+}
+
+const (
+	// healthPace is how often it is looked what is to be watched, and whether the record says what is so.
+	healthPace = time.Second
+	// healthAfter is how long the lease must have been valid before a loss is told: a node that was cut off sees its own
+	// cables as down for ten seconds more after they are back.
+	healthAfter = 15 * time.Second
+)
+
+func newNodeHealth(h *nodeHealth) *nodeHealth {
+	h.watch = health.New(health.Config{
+		Params: corehealth.DefaultParams(), Look: health.Bridges, Log: h.log.With("part", "health"), Changed: func(health.State) {},
+		Open: func(t health.Target) health.Prober {
+			return health.NewChild(t.Command, filepath.Join(h.run, t.Name+".probe"))
+		},
+	})
+	return h
+}
+
+// start watches until ctx is done.
+func (h *nodeHealth) start(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { h.watch.Run(ctx) })
+	since := time.Now()
+	for ctx.Err() == nil {
+		if _, ok := h.lease.Valid(); !ok {
+			since = time.Now()
+		}
+		h.watch.Set(h.wanted())
+		h.publish(ctx, time.Since(since) >= healthAfter)
+		sleep(ctx, healthPace)
+	}
+}
+
+// wanted lists the storages and the bridges of this node's guests.
+func (h *nodeHealth) wanted() (targets []health.Target, bridges []string) {
+	snap := h.mirror.Snapshot()
+	cfg, err := mirror.Decode(snap, storageCfgKey, pveconf.ParseStorages)
+	if err != nil {
+		return nil, nil
+	}
+	used := map[string]bool{}
+	for kv := range snap.All(model.ConfigPrefix + "nodes/" + h.node + "/") {
+		_, id, ok := model.ParseGuestConfigKey(kv.Key)
+		if !ok {
+			continue
+		}
+		conf := guestFileOf(snap, kv.Key, kv.Value, h.node, id).conf
+		names, _ := volumesOf(conf, cfg.Value)
+		for _, n := range names {
+			used[n] = true
+		}
+		for _, n := range conf.Nets() {
+			if n.Bridge == "" {
+				n.Bridge = h.bridge
+			}
+			bridges = append(bridges, n.Bridge)
+		}
+	}
+	for _, s := range cfg.Value {
+		if h.command != nil && used[s.ID] && s.Path != "" && s.Unsupported == "" && !s.Disable && s.OnNode(h.node) {
+			targets = append(targets, health.Target{Name: s.ID, Command: append(slices.Clone(h.command), s.Path, h.mark)})
+		}
+	}
+	slices.Sort(bridges)
+	return targets, slices.Compact(bridges)
+}
+
+// publish has the record say what is so. A loss is told only if sure; that it is over, always.
+func (h *nodeHealth) publish(ctx context.Context, sure bool) {
+	is := h.watch.State()
+	want := ha.NodeHealth{}
+	for _, s := range is.Storages {
+		want.Lost = append(want.Lost, s.Name)
+	}
+	if len(is.Networks) > 0 {
+		want.NetworkDown = is.Networks[0].Name
+	}
+	key := model.HAHealthPrefix + h.node
+	rec, err := mirror.Get[ha.NodeHealth](h.mirror.Snapshot(), key)
+	said := rec.Value
+	if err == nil && slices.Equal(said.Lost, want.Lost) && said.NetworkDown == want.NetworkDown {
+		return
+	}
+	well := len(want.Lost) == 0 && want.NetworkDown == ""
+	if !sure && !well {
+		return
+	}
+	op := store.Put(key, mustJSON(want))
+	if well {
+		op = store.Delete(key)
+	}
+	if _, err := h.st.Txn(ctx, store.Txn{If: []store.Cond{{Key: key, Revision: rec.Revision}}, Then: []store.Op{op}}); err != nil {
+		return // it is tried again
+	}
+	h.log.Warn("health of this node", "lost", want.Lost, "network_down", want.NetworkDown, "findings", is)
+}
+
+// guest watches one guest until ctx is done or its process ended.
+func (h *nodeHealth) guest(ctx context.Context, id model.VMID, p *proc) {
+	g := health.Guest{
+		Params: corehealth.DefaultParams(), QEMU: p.Process, Held: func() string { return h.held(id) },
+		Changed: func(c corehealth.Condition) {
+			p.condition.Store(&c)
+			if c.Sick != corehealth.Well {
+				h.log.Warn("a guest is sick", "vmid", id, "sick", c.Sick, "why", c.Reason)
+			}
+			h.kick()
+		},
+		IOError: func(i corehealth.Incident) {
+			h.log.Warn("a guest's disk has an error", "vmid", id, "disk", i.Disk, "volume", i.Volume, "why", i.Reason, "action", i.Action)
+			if name, ok := volumeStorage(i.Volume); ok && !i.NoSpace {
+				h.watch.GuestError(name, id.String(), i.Reason)
+			}
+		},
+	}
+	if p.Spec().GuestAgent {
+		g.Agent = qga.Open(p.Spec().AgentSocket())
+	}
+	g.Run(ctx)
+}
