@@ -85,7 +85,7 @@ func (h *nodeHealth) wanted() (targets []health.Target, bridges []string) {
 			continue
 		}
 		conf := guestFileOf(snap, kv.Key, kv.Value, h.node, id).conf
-		names, _ := volumesOf(conf, cfg.Value)
+		names, _ := volumesOf(conf.Disks(), cfg.Value)
 		for _, n := range names {
 			used[n] = true
 		}
