@@ -116,6 +116,8 @@ func flagSentence(err error) string {
 	}
 	flag = strings.Trim(flag, `"`)
 	switch {
+	case strings.HasPrefix(cause, "strconv.ParseBool"):
+		return flag + ": " + value + " is neither true nor false"
 	case strings.HasPrefix(cause, "strconv.Parse"):
 		return flag + ": " + value + " is not a whole number"
 	case strings.HasPrefix(cause, "time: "):

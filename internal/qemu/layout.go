@@ -3,8 +3,6 @@ package qemu
 import (
 	"strconv"
 	"strings"
-
-	"sauh.dev/sauh/internal/core/model"
 )
 
 // The layouts: which devices Argv adds to a machine by itself. A running guest keeps the layout it was started with, through
@@ -31,22 +29,6 @@ func splitMachine(name string) (machine string, layout int, ok bool) {
 	}
 	layout, err := strconv.Atoi(mark)
 	return machine, layout, err == nil && layout > layoutPlain && mark == strconv.Itoa(layout)
-}
-
-// OnMachine returns s for receiving a guest that runs on machine, as its own Spec.Machine says: with the devices that it
-// was started with, which may be others than a guest that starts here now would get. model.ErrInvalid: this program does not know
-// its layout, or its type is another one; such a guest cannot move here while it runs.
-func (s Spec) OnMachine(machine string) (Spec, error) {
-	mine, _, _ := splitMachine(s.Machine)
-	typ, layout, ok := splitMachine(machine)
-	if !ok || layout > currentLayout {
-		return Spec{}, model.Errorf(model.ErrInvalid, "guest %s runs on the machine type %s, which this node does not know: upgrade this node, or move the guest while it is off", s.VMID, machine)
-	}
-	if typ != mine {
-		return Spec{}, model.Errorf(model.ErrInvalid, "guest %s runs on the machine type %s, and here it would have %s: move it while it is off", s.VMID, machine, s.Machine)
-	}
-	s.Machine = machine
-	return s, nil
 }
 
 // hasPanicDevice reports whether s has the device through which a guest says that it panicked.

@@ -17,11 +17,15 @@ func Relocate(ctx context.Context, s Spec, runDir, accel string, r Resolver) (Sp
 	if s.Accel == KVM && accel != KVM {
 		return Spec{}, model.Errorf(model.ErrUnavailable, "kvm: the guest runs with KVM, which does not work there")
 	}
-	machine, err := r.Machine(ctx, s.Machine)
-	if err != nil {
-		return Spec{}, fmt.Errorf("the guest runs as a %s: %w", s.Machine, err)
+	typ, layout, ok := splitMachine(s.Machine)
+	if !ok || layout > currentLayout {
+		return Spec{}, model.Errorf(model.ErrInvalid, "the guest runs as a %s, which this node's program does not know: upgrade the node, or move the guest while it is off", s.Machine)
 	}
-	s.RunDir, s.Machine, s.Incoming, s.Paused = runDir, machine, true, true
+	_, err := r.Machine(ctx, typ)
+	if err != nil {
+		return Spec{}, fmt.Errorf("the guest runs as a %s: %w", typ, err)
+	}
+	s.RunDir, s.Incoming, s.Paused = runDir, true, true
 	s.Disks = slices.Clone(s.Disks)
 	for i := range s.Disks {
 		d := &s.Disks[i]

@@ -26,7 +26,7 @@ type Spec struct {
 	RunDir string `json:"run_dir"`
 	// Accel is KVM or TCG.
 	Accel string `json:"accel"`
-	// Machine is a versioned machine type and the layout of devices, "pc-i440fx-10.0+sauh1"; see OnMachine.
+	// Machine is a versioned machine type and the layout of devices, "pc-i440fx-10.0+sauh1"; see Relocate.
 	Machine string `json:"machine"`
 	NoACPI  bool   `json:"no_acpi,omitempty"`
 	// CPU is QEMU's -cpu, flags included.

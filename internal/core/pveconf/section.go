@@ -221,6 +221,9 @@ func (s Section) boolean(key string, absent bool) (bool, error) {
 
 // list reads words separated by commas, semicolons or blanks.
 func (s Section) list(key string) []string {
-	v, _ := s.Get(key)
+	v, ok := s.Get(key)
+	if !ok {
+		return nil
+	}
 	return strings.FieldsFunc(v, func(r rune) bool { return strings.ContainsRune(",; \t", r) })
 }
