@@ -37,6 +37,8 @@ type operations struct {
 	tasks     guestTasks
 	starter   *starter
 	creation  *creation
+	// awaits says whether a guest starts by HA's word alone.
+	awaits func(model.VMID) bool
 }
 
 // SetConfig implements api.Guests.
@@ -80,7 +82,11 @@ func (o *operations) Start(ctx context.Context, id model.VMID) (string, error) {
 		if err := o.requestState(ctx, id, pveconf.HAStopped, pveconf.HAStarted); err != nil {
 			return err
 		}
-		return o.starter.start(ctx, startRequest{id: id, log: t.Logf})
+		if !o.awaits(id) {
+			return o.starter.start(ctx, startRequest{id: id, log: t.Logf})
+		}
+		t.Logf("rules or a limit may speak against it, or for another node: HA starts it, and 'sauh ha explain %s' says how far that is", id.SID())
+		return nil
 	})
 }
 

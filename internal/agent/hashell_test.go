@@ -341,3 +341,25 @@ func TestThePolicyOfAnEmptyFileIsProxmoxVEs(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// A person's start must not break the rules that HA keeps.
+func TestAPersonsStartWaitsForHAWhereSomethingMaySpeakAgainstIt(t *testing.T) {
+	n := haNode(t)
+	n.put(haResourcesKey, "vm: 100\n\tstate stopped\n")
+	if n.m.worker.awaits(100) || n.m.worker.awaits(300) {
+		t.Error("it waits where nothing is configured")
+	}
+	n.put(haRulesKey, aRule)
+	if !n.m.worker.awaits(100) || n.m.worker.awaits(300) {
+		t.Errorf("with a rule: %v, a guest that is no HA resource %v", n.m.worker.awaits(100), n.m.worker.awaits(300))
+	}
+	must(t, n.run(n.m.operations.Start(t.Context(), 100)))
+	n.follow()
+	if n.m.procs.get(100) != nil || n.m.operations.resources.states()[100] != pveconf.HAStarted {
+		t.Error("the guest was started, or nobody asked for it")
+	}
+	n.put(model.HAModeKey, `{"disarm":"ignore"}`)
+	if n.m.worker.awaits(100) {
+		t.Error("it waits for a manager that does nothing")
+	}
+}

@@ -141,6 +141,14 @@ func (w *haWorker) view() ha.LocalView {
 	return v
 }
 
+// awaits says whether a guest starts by HA's word alone: it is an armed HA resource, and something may speak against its start that only the
+// manager knows.
+func (w *haWorker) awaits(id model.VMID) bool {
+	v := w.view()
+	_, managed := v.Resources[id]
+	return managed && v.AwaitManager && v.Mode.At(v.Unix) == ha.Armed && v.Request.DisarmAt(v.Unix) == ha.Armed
+}
+
 // do carries out the worker's decisions under the guest's lock.
 func (w *haWorker) do(ctx context.Context, a ha.Action) (int64, error) {
 	switch a := a.(type) {

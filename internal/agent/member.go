@@ -195,6 +195,7 @@ func (m *member) wireHA(a *Agent, files guestFiles, tasks guestTasks, moves *dep
 		node: node, boot: a.boot, log: log, st: m.st, quorate: quorate, mirror: m.mirror, files: files, lease: m.live, guard: m.live,
 		procs: m.procs, locks: tasks.locks, tasks: a.tasks, starter: m.starter, moves: moves, book: m.book, params: params, kicked: m.kicked,
 	}
+	m.operations.awaits = m.worker.awaits
 	m.ending = &ending{
 		node: node, boot: a.boot, log: log, st: m.st, worker: m.worker, procs: m.procs, locks: tasks.locks, tasks: a.tasks,
 		starter: m.starter, live: m.live, closing: m.arrivals.leaving.Store, kick: m.kick, power: endMachine, stop: stopGuest,

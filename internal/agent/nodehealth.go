@@ -35,6 +35,7 @@ type nodeHealth struct {
 	held  func(model.VMID) string
 	kick  func()
 	watch *health.Node
+	state func() health.State // watch's
 }
 
 const (
@@ -52,6 +53,7 @@ func newNodeHealth(h *nodeHealth) *nodeHealth {
 			return health.NewChild(t.Command, filepath.Join(h.run, t.Name+".probe"))
 		},
 	})
+	h.state = h.watch.State
 	return h
 }
 
@@ -107,7 +109,7 @@ func (h *nodeHealth) wanted() (targets []health.Target, bridges []string) {
 
 // publish has the record say what is so. A loss is told only if sure; that it is over, always.
 func (h *nodeHealth) publish(ctx context.Context, sure bool) {
-	is := h.watch.State()
+	is := h.state()
 	want := ha.NodeHealth{}
 	for _, s := range is.Storages {
 		want.Lost = append(want.Lost, s.Name)

@@ -1,0 +1,81 @@
+package agent
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"sauh.dev/sauh/internal/core/ha"
+	corehealth "sauh.dev/sauh/internal/core/health"
+	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/health"
+)
+
+// feel makes the node's health what a test wants.
+func (n *node) feel(s health.State) {
+	n.m.health.state = func() health.State { return s }
+}
+
+func TestALossIsToldWhenItIsSureAndItsEndAtOnce(t *testing.T) {
+	n := haNode(t)
+	key := model.HAHealthPrefix + "n1"
+	publish := func(sure bool) string {
+		n.m.health.publish(t.Context(), sure)
+		n.follow()
+		return n.get(key)
+	}
+	if got := publish(true); got != "" {
+		t.Errorf("a node that is well says %s", got)
+	}
+	n.feel(health.State{Storages: []health.Finding{{Name: "nas", Reason: "no answer for 15s"}}, Networks: []health.Finding{{Name: "vmbr0"}}})
+	if got := publish(false); got != "" {
+		t.Errorf("a node that was just cut off says %s", got)
+	}
+	if got, want := publish(true), string(mustJSON(ha.NodeHealth{Lost: []string{"nas"}, NetworkDown: "vmbr0"})); got != want {
+		t.Errorf("it says %s, want %s", got, want)
+	}
+	rev := n.cluster.Revision()
+	publish(true)
+	if n.cluster.Revision() != rev {
+		t.Error("what is said is said again")
+	}
+	n.feel(health.State{})
+	if got := publish(false); got != "" {
+		t.Errorf("what is over is still said: %s", got)
+	}
+	n.put(key, "{")
+	if got := publish(true); got != "" {
+		t.Errorf("a record that cannot be read stands: %s", got)
+	}
+}
+
+func TestWhatThisNodesGuestsUseIsWatched(t *testing.T) {
+	n := haNode(t)
+	nas := n.storage("other", "\tshared 1\n")
+	_ = nas
+	n.m.health.command = []string{"sauh", "agent", "probe"}
+	n.put(model.GuestConfigKey("n1", 100), "virtio0: nas:100/a.raw\nnet0: virtio,bridge=vmbr7\nnet1: virtio\n")
+	n.put(model.GuestConfigKey("n2", 200), "virtio0: other:200/a.raw\nnet0: virtio,bridge=vmbr9\n")
+	targets, bridges := n.m.health.wanted()
+	if len(targets) != 1 || targets[0].Name != "nas" || len(targets[0].Command) != 5 || targets[0].Command[4] != n.m.starter.pillName("n1") {
+		t.Errorf("%+v", targets)
+	}
+	if diff := cmp.Diff([]string{"vmbr0", "vmbr7"}, bridges); diff != "" {
+		t.Error(diff)
+	}
+	n.m.health.command = nil
+	if targets, _ := n.m.health.wanted(); len(targets) != 0 {
+		t.Errorf("without a program to probe with: %+v", targets)
+	}
+}
+
+func TestTheWorkerSeesWhatIsWrongWithAGuest(t *testing.T) {
+	n := haNode(t)
+	n.runs(100)
+	p := n.m.procs.get(100)
+	p.condition.Store(&corehealth.Condition{Answers: true, Sick: corehealth.SickSilent})
+	want := ha.Process{Answers: true, Sick: ha.SickSilent}
+	if diff := cmp.Diff(want, n.m.worker.view().Processes[100]); diff != "" {
+		t.Error(diff)
+	}
+}
