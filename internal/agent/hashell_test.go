@@ -105,6 +105,8 @@ func TestAGuestSaysWhatKeepsItFromMoving(t *testing.T) {
 			if want := qemu.SupportsMigration("tcg", "7.2.5"); g.RBD || want == nil || g.NoLive != want.Error() {
 				t.Errorf("%+v, want %v", g, want)
 			}
+		default:
+			t.Errorf("guest %s was not put there", g.VMID)
 		}
 	}
 }
