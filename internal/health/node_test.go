@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -204,7 +205,9 @@ func TestALinkThatGoesDownIsTold(t *testing.T) {
 		w.do(func() { w.lookErr = nil })
 		time.Sleep(12 * time.Second)
 		wantState(t, n, State{})
-		if diff := cmp.Diff([]State{down, {}}, w.states); diff != "" {
+		var told []State
+		w.do(func() { told = slices.Clone(w.states) })
+		if diff := cmp.Diff([]State{down, {}}, told); diff != "" {
 			t.Error(diff)
 		}
 	})
