@@ -48,7 +48,7 @@ func checkDigest(file []byte, digest string) error {
 // sectionEdit is one change of a section file. A file that cannot be read is not written over.
 type sectionEdit struct {
 	what, key, digest string
-	// change does it; check judges the file before and after.
+	// change does it. check judges the file before, with old nil, and after.
 	change func(*pveconf.SectionFile) error
 	check  func(old, next []byte) error
 }
@@ -57,6 +57,9 @@ func (h *resources) editSections(ctx context.Context, e sectionEdit) error {
 	return editFile(ctx, h.st, e.what, e.key, func(old []byte) ([]byte, error) {
 		if err := checkDigest(old, e.digest); err != nil {
 			return nil, err
+		}
+		if old == nil {
+			old = []byte{} // there is none yet
 		}
 		f, err := pveconf.ParseSections(old)
 		if err != nil {
