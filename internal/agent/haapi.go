@@ -2,7 +2,7 @@ package agent
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"slices"
 	"strings"
 
@@ -35,7 +35,7 @@ type haAPI struct {
 func decodeKept[T any](s mirror.Snapshot, key string, parse func([]byte) (T, error)) (value T, digest string, err error) {
 	rec, err := mirror.Decode(s, key, parse)
 	kv, _ := s.Get(key)
-	return rec.Value, pveconf.Digest(kv.Value), err
+	return rec.Value, pveconf.Digest(kv.Value), inFile(key, err)
 }
 
 func checkDigest(file []byte, digest string) error {
@@ -79,9 +79,15 @@ func (h *resources) editSections(ctx context.Context, e sectionEdit) error {
 	})
 }
 
-// inFile says that a file is in no state to be edited.
+// inFile names the file whose line cannot be read; that is no parameter of the person who asks.
 func inFile(key string, err error) error {
-	return fmt.Errorf("%s cannot be read, so it is not changed: %w", strings.TrimPrefix(key, model.ConfigPrefix), err)
+	var inv *model.InvalidError
+	if !errors.As(err, &inv) {
+		return err
+	}
+	return &model.InvalidError{
+		Param: strings.TrimPrefix(key, model.ConfigPrefix), Line: inv.Line, Msg: inv.Param + ": " + inv.Msg + "; mend it first, until then nothing is changed",
+	}
 }
 
 // apply makes the edit in a section and has one that results read by parse.
