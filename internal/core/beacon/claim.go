@@ -15,6 +15,9 @@ const (
 	// Tolerance is the longest overlap that raises no alarm: an agent may notice so late that its QEMU stopped. It is
 	// all that an overlap of 2 s leaves when networks need 1 s: 2 s - 1 s - SampleEvery - slack = 0.63 s.
 	Tolerance = 500 * time.Millisecond
+	// Confirm is how long an overlap must have been certain before it is an alarm. A node that wakes with a clock that stood still reads
+	// what had queued up; the first of it looks as if the network had become faster, and only what follows shows the clock.
+	Confirm = time.Second
 	// Keep is how long a run that ended is still told: 40 beats, so that losing all of them takes a dead network.
 	Keep = 20 * time.Second
 	// Gap is how long a node may not have looked at its guests, or a receiver not at its clock, without taking it for a

@@ -72,6 +72,7 @@ type Detector struct {
 	guests     map[model.VMID][]*run
 	alarms     map[pair]*Alarm
 	acked      map[pair]time.Duration // until then everything is known to a person
+	suspicions map[pair]suspicion
 	counters   Counters
 }
 
@@ -85,7 +86,7 @@ type peer struct {
 	echo    Echo          // what it is told of its own messages
 	echoed  time.Duration // the newest of this node's messages that it has proved to have received
 	sent    time.Duration // the newest of its own, on its clock
-	from    time.Duration // on its clock: nothing before can be placed
+	floor   time.Duration // here: what was before cannot be placed, because a clock stood still or may have
 	offset  offset
 	// again is when it was heard of after a silence, here. Until it has proved to have received something that was sent
 	// since then, its clock may have stood still: located is false, and nothing of it is compared.
@@ -95,6 +96,12 @@ type peer struct {
 
 // last is when it was heard of last on any network.
 func (p *peer) last() time.Duration { return max(p.heard[Management], p.heard[Cluster]) }
+
+// suspicion is an overlap that was certain at at, of two runs by the name of their nodes.
+type suspicion struct {
+	at   time.Duration
+	x, y *run
+}
 
 // run is a claim and who made it.
 type run struct {
@@ -108,6 +115,7 @@ func NewDetector(now time.Duration, self, boot string, alarms []Alarm) *Detector
 	d := &Detector{
 		self: self, boot: boot, began: now, looked: now, awake: now, pruned: now,
 		peers: map[string]*peer{}, guests: map[model.VMID][]*run{}, alarms: map[pair]*Alarm{}, acked: map[pair]time.Duration{},
+		suspicions: map[pair]suspicion{},
 	}
 	for _, a := range alarms {
 		a.Raised, a.Last = min(a.Raised, now), min(a.Last, now) // another boot's clock may have been ahead
@@ -116,14 +124,14 @@ func NewDetector(now time.Duration, self, boot string, alarms []Alarm) *Detector
 	return d
 }
 
-// Step takes an event in and returns the alarms that it raises. An overlap that goes on under an alarm that is not
+// Step takes an event in and returns the alarms that it raises, which only a Look does. An overlap that goes on under an alarm that is not
 // acknowledged raises none, but renews that one's evidence. now never goes back.
 func (d *Detector) Step(now time.Duration, ev Event) []Alarm {
 	switch ev := ev.(type) {
 	case Look:
 		return d.look(now, ev.Claims)
 	case Datagram:
-		return d.receive(now, ev.Network, ev.Message)
+		d.receive(now, ev.Network, ev.Message)
 	case Members:
 		d.setMembers(now, ev.Names)
 	case Acknowledge:
@@ -201,21 +209,22 @@ func (d *Detector) look(now time.Duration, own []Claim) []Alarm {
 	if now-d.pruned > window {
 		d.prune(now)
 	}
-	return d.takeIn(now, d.self, own)
+	d.takeIn(now, d.self, own)
+	return d.confirm(now)
 }
 
-func (d *Detector) receive(now time.Duration, network Network, m Message) []Alarm {
+func (d *Detector) receive(now time.Duration, network Network, m Message) {
 	p := d.peers[m.From]
 	if p == nil || m.To != d.self || m.Network != network {
 		d.counters.Foreign++
-		return nil
+		return
 	}
 	p.noteEcho(now, m)
 	fresh := m.Echo.Boot == d.boot && m.Echo.Sent <= now
 	switch {
 	case m.Boot != p.boot && (!fresh || m.Echo.Sent < d.began || m.Echo.Sent <= p.echoed):
 		d.counters.Unconfirmed++
-		return nil
+		return
 	case m.Boot != p.boot:
 		d.counters.Boots++
 		d.forget(m.From)
@@ -225,7 +234,7 @@ func (d *Detector) receive(now time.Duration, network Network, m Message) []Alar
 		}
 	case m.Seq <= p.seq[network]:
 		d.counters.Stale++
-		return nil
+		return
 	}
 	d.counters.Accepted++
 	if now-p.last() > Gap || !p.ever {
@@ -235,14 +244,21 @@ func (d *Detector) receive(now time.Duration, network Network, m Message) []Alar
 	p.sent = max(p.sent, m.Sent)
 	if fresh {
 		p.echoed = max(p.echoed, m.Echo.Sent)
-		p.located = p.located || m.Echo.Sent >= p.again
+		if !p.located && m.Echo.Sent >= p.again {
+			p.located = true
+			if !p.offset.resume(now) {
+				p.floor = now
+			}
+		}
 	}
-	d.locate(now, p, m, fresh)
+	if p.located {
+		d.locate(now, p, m, fresh)
+	}
 	if m.Seq == p.claimed {
-		return nil // the other network was faster
+		return // the other network was faster
 	}
 	p.claimed = m.Seq
-	return d.takeIn(now, m.From, m.Claims)
+	d.takeIn(now, m.From, m.Claims)
 }
 
 // noteEcho notes the newest message of the sender. Another boot is only told of after the present one
@@ -261,7 +277,7 @@ func (d *Detector) locate(now time.Duration, p *peer, m Message, fresh bool) {
 	}
 	if !p.offset.note(now, b) {
 		d.counters.ClockBreaks++
-		p.from = m.Sent
+		p.floor = now
 	}
 }
 
@@ -300,8 +316,7 @@ func (d *Detector) prune(now time.Duration) {
 }
 
 // takeIn adds a node's claims, or extends what is known of the same runs, and looks at each for a second one.
-func (d *Detector) takeIn(now time.Duration, node string, claims []Claim) []Alarm {
-	var raised []Alarm
+func (d *Detector) takeIn(now time.Duration, node string, claims []Claim) {
 	for _, c := range claims {
 		runs := d.guests[c.VMID]
 		i := slices.IndexFunc(runs, func(r *run) bool { return r.node == node && r.same(c) })
@@ -314,11 +329,10 @@ func (d *Detector) takeIn(now time.Duration, node string, claims []Claim) []Alar
 		r.Until, r.Ended = max(r.Until, c.Until), r.Ended || c.Ended
 		for _, other := range runs {
 			if other.node != node {
-				raised = append(raised, d.compare(now, r, other)...)
+				d.compare(now, r, other)
 			}
 		}
 	}
-	return raised
 }
 
 // clock bounds the offset of a node's clock, drift included; ok is false while there is no bound.
@@ -334,43 +348,81 @@ func (d *Detector) clock(node string) (b bounds, ok bool) {
 	return bounds{lo: b.lo - slack, hi: b.hi + slack}, true
 }
 
-// since is where a run is taken to begin, on the clock of its node: never before what can be placed.
+// since is where a run is taken to begin, on the clock of its node: never so long ago that the drift is more than slack.
 func (d *Detector) since(r *run) time.Duration {
 	p := d.peers[r.node]
 	if p == nil {
 		return r.Since
 	}
-	return max(r.Since, p.from, p.sent-horizon)
+	return max(r.Since, p.sent-horizon)
 }
 
-// compare raises an alarm if two runs of a guest overlapped for certain, after what was acknowledged.
-func (d *Detector) compare(now time.Duration, x, y *run) []Alarm {
+// floor is the instant, here, before which nothing of two nodes is compared.
+func (d *Detector) floor(key pair) time.Duration {
+	floor := max(d.began, d.acked[key])
+	for _, node := range []string{key.a, key.b} {
+		if p := d.peers[node]; p != nil {
+			floor = max(floor, p.floor)
+		}
+	}
+	return floor
+}
+
+// compare suspects a double run if two runs of a guest overlapped for certain, after what was acknowledged.
+func (d *Detector) compare(now time.Duration, x, y *run) {
 	if x.node > y.node {
 		x, y = y, x
 	}
+	a, ok := d.judge(x, y)
+	key := pairOf(x.VMID, x.node, y.node)
+	switch old, pending := d.suspicions[key]; {
+	case !ok:
+	case d.alarms[key] != nil:
+		d.alarms[key].renew(now, a)
+	case pending:
+		d.suspicions[key] = suspicion{at: old.at, x: x, y: y}
+	default:
+		d.suspicions[key] = suspicion{at: now, x: x, y: y}
+	}
+}
+
+// judge says whether two runs of a guest, by the name of their nodes, overlapped for certain, and how.
+func (d *Detector) judge(x, y *run) (Alarm, bool) {
 	bx, okx := d.clock(x.node)
 	by, oky := d.clock(y.node)
 	if !okx || !oky {
-		return nil
+		return Alarm{}, false
 	}
-	key := pairOf(x.VMID, x.node, y.node)
-	floor := max(d.began, d.acked[key])
-	overlap := d.overlap(x, y, bx, by, floor)
+	overlap := d.overlap(x, y, bx, by, d.floor(pairOf(x.VMID, x.node, y.node)))
 	if overlap <= Tolerance {
-		return nil
+		return Alarm{}, false
 	}
 	a := Alarm{VMID: x.VMID, Runs: [2]Run{d.evidence(x, bx), d.evidence(y, by)}, Overlap: overlap}
 	a.Last = min(a.Runs[0].Until, a.Runs[1].Until)
-	if old := d.alarms[key]; old != nil {
-		old.renew(now, a)
-		return nil
+	return a, true
+}
+
+// confirm turns the suspicions that are old enough into alarms, if they still stand.
+func (d *Detector) confirm(now time.Duration) []Alarm {
+	var raised []Alarm
+	for key, s := range d.suspicions {
+		if now-s.at < Confirm {
+			continue
+		}
+		delete(d.suspicions, key)
+		a, ok := d.judge(s.x, s.y)
+		if !ok {
+			continue
+		}
+		a.ID = fmt.Sprintf("%d-%s-%s-%d", key.vmid, key.a, key.b, now.Milliseconds())
+		a.Raised = now
+		a.describe(now)
+		d.alarms[key] = &a
+		d.counters.Alarms++
+		raised = append(raised, a)
 	}
-	a.ID = fmt.Sprintf("%d-%s-%s-%d", key.vmid, key.a, key.b, now.Milliseconds())
-	a.Raised = now
-	a.describe(now)
-	d.alarms[key] = &a
-	d.counters.Alarms++
-	return []Alarm{a}
+	slices.SortFunc(raised, func(a, b Alarm) int { return cmp.Compare(a.ID, b.ID) })
+	return raised
 }
 
 // renew takes over later evidence of the same double run.

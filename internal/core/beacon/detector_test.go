@@ -35,9 +35,8 @@ func (g *dialogue) message(from string, claims ...beacon.Claim) beacon.Message {
 	}
 }
 
-func (g *dialogue) hear(m beacon.Message) []beacon.Alarm {
-	g.t.Helper()
-	return g.d.Step(g.now, beacon.Datagram{Network: m.Network, Message: m})
+func (g *dialogue) hear(m beacon.Message) {
+	g.d.Step(g.now, beacon.Datagram{Network: m.Network, Message: m})
 }
 
 // pass lets time pass, in which n1 looks at its guests.
@@ -153,7 +152,10 @@ func TestARecordingOfAnOldBootNeitherCountsNorDisturbs(t *testing.T) {
 	}
 }
 
-// doubleRun makes n2 and n3 claim guest 100 for three seconds until now.
+// confirmed is after how long a suspicion is an alarm.
+const confirmed = beacon.Confirm + beacon.SampleEvery
+
+// doubleRun makes n2 and n3 claim guest 100 for three seconds until a while ago.
 func (g *dialogue) doubleRun() []beacon.Alarm {
 	g.hear(g.message("n2"))
 	g.hear(g.message("n3"))
@@ -161,8 +163,9 @@ func (g *dialogue) doubleRun() []beacon.Alarm {
 	g.hear(g.message("n2")) // they are silent so long that their clocks must be found anew
 	g.hear(g.message("n3"))
 	g.pass(beacon.SampleEvery)
-	raised := g.hear(g.message("n2", claim(g.now-3*sec, g.now)))
-	return append(raised, g.hear(g.message("n3", claim(g.now-10*sec, g.now)))...)
+	g.hear(g.message("n2", claim(g.now-3*sec, g.now)))
+	g.hear(g.message("n3", claim(g.now-10*sec, g.now)))
+	return g.pass(confirmed)
 }
 
 func TestAnAlarmStaysUntilItIsAcknowledged(t *testing.T) {
@@ -177,11 +180,15 @@ func TestAnAlarmStaysUntilItIsAcknowledged(t *testing.T) {
 			t.Errorf("the alarm does not say %q: %s", words, a.String())
 		}
 	}
+	if a.Raised != g.now-beacon.SampleEvery {
+		t.Errorf("raised at %v, not %v after it was suspected", a.Raised, beacon.Confirm)
+	}
 	if a.Overlap < 2500*ms || a.Overlap > 3*sec {
 		t.Errorf("overlap %v of 3s with some uncertainty", a.Overlap)
 	}
-	g.pass(sec)
-	if more := g.hear(g.message("n2", claim(g.now-4250*ms, g.now))); more != nil {
+	begin := g.now - confirmed
+	g.hear(g.message("n2", claim(begin-3*sec, g.now)))
+	if more := g.pass(confirmed); more != nil {
 		t.Errorf("the same double run raised again: %v", more)
 	}
 	g.d.Step(g.now, beacon.Acknowledge{ID: "another"})
@@ -192,7 +199,8 @@ func TestAnAlarmStaysUntilItIsAcknowledged(t *testing.T) {
 	if got := g.d.Alarms(); len(got) != 0 {
 		t.Errorf("after the acknowledgement: %v", got)
 	}
-	if more := g.hear(g.message("n3", claim(g.now-14*sec, g.now))); more != nil {
+	g.hear(g.message("n3", claim(begin-10*sec, g.now-confirmed)))
+	if more := g.pass(confirmed); more != nil {
 		t.Errorf("what was acknowledged is raised again: %v", more)
 	}
 }
@@ -200,10 +208,12 @@ func TestAnAlarmStaysUntilItIsAcknowledged(t *testing.T) {
 func TestADoubleRunThatGoesOnAfterItsAcknowledgementIsRaisedAgain(t *testing.T) {
 	g := newDialogue(t)
 	a := g.doubleRun()[0]
-	begin := g.now
+	begin := g.now - confirmed
 	g.d.Step(g.now, beacon.Acknowledge{ID: a.ID})
 	g.pass(sec)
-	raised := append(g.hear(g.message("n2", claim(begin-3*sec, g.now))), g.hear(g.message("n3", claim(begin-10*sec, g.now)))...)
+	g.hear(g.message("n2", claim(begin-3*sec, g.now)))
+	g.hear(g.message("n3", claim(begin-10*sec, g.now)))
+	raised := g.pass(confirmed)
 	if len(raised) != 1 || raised[0].ID == a.ID || raised[0].Overlap > sec {
 		t.Errorf("a second after the acknowledgement: %v", raised)
 	}
@@ -231,7 +241,8 @@ func TestNothingFromBeforeTheAgentListenedIsRaised(t *testing.T) {
 	before := claim(90*sec, 99*sec)
 	before.Ended = true
 	g.d.Step(g.now, beacon.Look{Claims: []beacon.Claim{before}})
-	if raised := g.hear(g.message("n2", before)); raised != nil {
+	g.hear(g.message("n2", before))
+	if raised := g.pass(confirmed); raised != nil {
 		t.Errorf("an overlap that ended before this agent began: %v", raised)
 	}
 }
@@ -241,7 +252,7 @@ func TestOwnGuestsAreComparedToo(t *testing.T) {
 	g.hear(g.message("n2"))
 	g.pass(2 * sec)
 	g.hear(g.message("n2", claim(g.now-sec, g.now)))
-	if raised := g.pass(beacon.SampleEvery, claim(g.now-5*sec, g.now)); len(raised) != 1 || raised[0].Runs[0].Node != "n1" {
+	if raised := g.pass(confirmed+beacon.SampleEvery, claim(g.now-5*sec, g.now)); len(raised) != 1 || raised[0].Runs[0].Node != "n1" {
 		t.Errorf("alarms: %v", raised)
 	}
 }
@@ -266,11 +277,12 @@ func TestWhoIsNoMemberAnyMoreIsForgotten(t *testing.T) {
 	g.hear(g.message("n2"))
 	g.pass(sec)
 	g.hear(g.message("n2", claim(g.now-sec, g.now)))
+	g.pass(beacon.SampleEvery, claim(g.now-5*sec, g.now)) // suspected
 	g.d.Step(g.now, beacon.Members{Names: []string{"n1", "n3"}})
 	if _, ok := g.d.Silence(g.now, "n2"); ok {
 		t.Error("n2 has a silence")
 	}
-	if raised := g.pass(sec, claim(g.now-5*sec, g.now+sec)); raised != nil {
+	if raised := g.pass(2*sec, claim(g.now-5*sec, g.now+sec)); raised != nil {
 		t.Errorf("compared with a guest of no member: %v", raised)
 	}
 }
@@ -281,7 +293,8 @@ func TestOnlyRunsOfOneGuestAreCompared(t *testing.T) {
 	g.pass(2 * sec)
 	c := claim(g.now-sec, g.now)
 	c.VMID = model.VMID(101)
-	if raised := append(g.hear(g.message("n2", c)), g.pass(sec, claim(g.now-sec, g.now))...); raised != nil {
+	g.hear(g.message("n2", c))
+	if raised := g.pass(2*sec, claim(g.now-sec, g.now)); raised != nil {
 		t.Errorf("alarms: %v", raised)
 	}
 }
@@ -296,5 +309,52 @@ func TestWhatIsTooOldToMatterIsDropped(t *testing.T) {
 	}
 	if n := g.d.Runs(); n > 60 {
 		t.Errorf("%d runs are kept of 300 that ended in 300s", n)
+	}
+}
+
+func TestASuspicionThatDoesNotStandRaisesNoAlarm(t *testing.T) {
+	g := newDialogue(t)
+	g.hear(g.message("n2"))
+	g.pass(beacon.SampleEvery)
+	g.hear(g.message("n2", claim(g.now, g.now)))
+	g.pass(sec)
+	g.pass(beacon.SampleEvery, claim(g.now-sec, g.now))
+	g.hear(g.message("n2", claim(g.now-sec-beacon.SampleEvery, g.now))) // suspected
+	m := g.message("n2")
+	m.Sent, m.Echo.Arrived = m.Sent+30*sec, m.Echo.Arrived+30*sec // its clock is elsewhere
+	g.hear(m)
+	if raised := g.pass(2 * sec); raised != nil || g.d.Counters().ClockBreaks == 0 {
+		t.Errorf("alarms %v, counters %+v", raised, g.d.Counters())
+	}
+}
+
+func TestNothingFromBeforeTheFirstExchangeIsCompared(t *testing.T) {
+	g := newDialogue(t)
+	g.pass(1500 * ms)
+	both := claim(g.now-1500*ms, g.now)
+	both.Ended = true
+	g.hear(g.message("n2", both)) // its clock is known from here on
+	g.pass(beacon.SampleEvery, both)
+	g.hear(g.message("n2", both))
+	if raised := g.pass(2*sec, both); raised != nil {
+		t.Errorf("nobody knows whether its clock stood still before: %v", raised)
+	}
+}
+
+func TestAnOverlapCountsAsFarAsDriftDoesNotExplainIt(t *testing.T) {
+	for overlap, want := range map[time.Duration]int{600 * ms: 0, 650 * ms: 1} { // tolerance 500 ms, drift 120 ms
+		g := newDialogue(t)
+		g.hear(g.message("n2"))
+		g.pass(sec)
+		g.hear(g.message("n2"))
+		g.pass(sec)
+		begin := g.now - overlap
+		c := claim(begin, g.now)
+		g.hear(g.message("n2", c))
+		own := claim(begin-5*sec, g.now)
+		own.Ended = true
+		if raised := g.pass(2*sec, own); len(raised) != want {
+			t.Errorf("an overlap of %v raised %d alarms, want %d", overlap, len(raised), want)
+		}
 	}
 }

@@ -48,13 +48,10 @@ func newOffset(at time.Duration) offset {
 }
 
 // note takes in a bound. It reports false, and begins anew with what b says of the upper side, if
-// the bounds contradict each other: one of the two clocks stood still or jumped. What was sent before
-// that cannot be placed any more.
+// the bounds contradict each other: one of the two clocks stood still or jumped. What was before
+// cannot be placed any more.
 func (o *offset) note(at time.Duration, b bounds) bool {
-	switch age := at - o.turned; {
-	case age > 2*window: // a silence: what was known before it still shows whether a clock stood still meanwhile
-		o.old, o.now, o.turned = o.get().widen(drift(age)), unbounded(), at
-	case age > window:
+	if at-o.turned > window {
 		o.old, o.now, o.turned = o.now, unbounded(), at
 	}
 	o.now = o.now.and(b)
@@ -64,6 +61,13 @@ func (o *offset) note(at time.Duration, b bounds) bool {
 	*o = newOffset(at)
 	o.now.hi = b.hi
 	return false
+}
+
+// resume begins anew after a silence, however long: what was known before it is kept, made wider by the drift, so that the next bounds
+// show whether a clock stood still meanwhile. It reports false if nothing was known.
+func (o *offset) resume(at time.Duration) bool {
+	o.old, o.now, o.turned = o.get().widen(drift(at-o.turned)), unbounded(), at
+	return o.old.known()
 }
 
 func (o *offset) get() bounds { return o.now.and(o.old) }

@@ -167,3 +167,30 @@ func TestTheUsualNodeIsToldInASecond(t *testing.T) {
 		t.Errorf("two beats tell of %d of 78 guests", len(said))
 	}
 }
+
+func TestSteadyGuestsHaveTheirTurnHoweverMuchChanges(t *testing.T) {
+	r := &beacon.Recorder{}
+	now := 1000 * sec
+	steady := guests(50, sec)
+	said := map[model.VMID]bool{}
+	for beat := range 100 {
+		now += beacon.Beat
+		running := steady
+		for i := range 50 { // 100 starts and ends a second
+			running = append(running[:len(running):len(running)], beacon.Guest{VMID: model.VMID(10000 + 50*beat + i), Since: now})
+		}
+		r.Sample(now, running)
+		claims := r.Beat()
+		if beat < 90 {
+			continue
+		}
+		for _, c := range claims {
+			said[c.VMID] = said[c.VMID] || c.VMID < 10000
+		}
+	}
+	for _, g := range steady {
+		if !said[g.VMID] {
+			t.Errorf("guest %d was not told in 5 s", g.VMID)
+		}
+	}
+}
