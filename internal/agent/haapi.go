@@ -2,7 +2,7 @@ package agent
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"slices"
 	"strings"
 
@@ -35,7 +35,7 @@ type haAPI struct {
 func decodeKept[T any](s mirror.Snapshot, key string, parse func([]byte) (T, error)) (value T, digest string, err error) {
 	rec, err := mirror.Decode(s, key, parse)
 	kv, _ := s.Get(key)
-	return rec.Value, pveconf.Digest(kv.Value), err
+	return rec.Value, pveconf.Digest(kv.Value), inFile(key, err)
 }
 
 func checkDigest(file []byte, digest string) error {
@@ -48,7 +48,7 @@ func checkDigest(file []byte, digest string) error {
 // sectionEdit is one change of a section file. A file that cannot be read is not written over.
 type sectionEdit struct {
 	what, key, digest string
-	// change does it; check judges the file before and after.
+	// change does it. check judges the file before, with old nil, and after.
 	change func(*pveconf.SectionFile) error
 	check  func(old, next []byte) error
 }
@@ -57,6 +57,9 @@ func (h *resources) editSections(ctx context.Context, e sectionEdit) error {
 	return editFile(ctx, h.st, e.what, e.key, func(old []byte) ([]byte, error) {
 		if err := checkDigest(old, e.digest); err != nil {
 			return nil, err
+		}
+		if old == nil {
+			old = []byte{} // there is none yet
 		}
 		f, err := pveconf.ParseSections(old)
 		if err != nil {
@@ -76,9 +79,15 @@ func (h *resources) editSections(ctx context.Context, e sectionEdit) error {
 	})
 }
 
-// inFile says that a file is in no state to be edited.
+// inFile names the file whose line cannot be read; that is no parameter of the person who asks.
 func inFile(key string, err error) error {
-	return fmt.Errorf("%s cannot be read, so it is not changed: %w", strings.TrimPrefix(key, model.ConfigPrefix), err)
+	var inv *model.InvalidError
+	if !errors.As(err, &inv) {
+		return err
+	}
+	return &model.InvalidError{
+		Param: strings.TrimPrefix(key, model.ConfigPrefix), Line: inv.Line, Msg: inv.Param + ": " + inv.Msg + "; mend it first, until then nothing is changed",
+	}
 }
 
 // apply makes the edit in a section and has one that results read by parse.

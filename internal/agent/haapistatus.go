@@ -18,7 +18,7 @@ import (
 func (h *haAPI) HAStatus(ctx context.Context) (api.HAStatus, error) {
 	snap, view := h.mirror.Snapshot(), h.view()
 	manager, _ := mirror.Get[model.Manager](snap, model.ManagerKey) // what cannot be read is not shown
-	out := api.HAStatus{Alarms: []api.HAAlarm{}, Manager: manager.Value.Node, Quorate: h.quorate(), Problems: problems(snap)}
+	out := api.HAStatus{Alarms: []api.HAAlarm{}, Services: []api.HAResource{}, Manager: manager.Value.Node, Quorate: h.quorate(), Problems: problems(snap)}
 	if out.Disarm = string(view.Mode.At(view.Unix)); out.Disarm != "" {
 		out.Until = view.Mode.Until
 	}
@@ -29,7 +29,10 @@ func (h *haAPI) HAStatus(ctx context.Context) (api.HAStatus, error) {
 	for _, n := range h.roster.nodes() {
 		out.Nodes = append(out.Nodes, h.nodeStatus(p, view, n))
 	}
-	services, _ := h.HAResources(ctx) // why they cannot be read is among the problems
+	services, err := h.HAResources(ctx)
+	if err != nil {
+		return out, nil //nolint:nilerr // it is among the problems, and without the resources nobody can say what may fail
+	}
 	owners := ownersIn(snap)
 	for _, s := range services {
 		out.Services = append(out.Services, h.serviceStatus(snap, owners, s))

@@ -387,7 +387,7 @@ func (f *fencing) rehearse(ctx context.Context, node string, switching bool) ([]
 	case switching && node == f.node:
 		return nil, model.Errorf(model.ErrInvalid, "%s cannot switch itself off and tell how it went: run this on another node", node)
 	case switching && len(guestsToFence(snap, node)) > 0:
-		return nil, model.Errorf(model.ErrBusy, "there are guests on %s: move them away first, for example by `sauh ha maintenance %s on`", node, node)
+		return nil, model.Errorf(model.ErrBusy, "there are guests on %s: move them away first, for example by `sauh ha maintenance on %s`", node, node)
 	}
 	cfg, _ := methodsFor(snap, node)
 	var names []string

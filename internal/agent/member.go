@@ -182,7 +182,7 @@ func (m *member) wireHA(a *Agent, files guestFiles, tasks guestTasks, moves *dep
 		node: node, log: log, mirror: m.mirror, roster: m.roster, procs: m.procs, lease: m.live, mute: map[model.VMID]time.Time{},
 	}
 	m.health = newNodeHealth(&nodeHealth{
-		node: node, log: log, st: m.st, mirror: m.mirror, lease: m.live, bridge: a.cfg.Bridge, run: filepath.Join(a.opts.Paths.Run, "probe"),
+		node: node, log: log, st: m.st, mirror: m.mirror, live: m.live, clock: sys.BootTime, bridge: a.cfg.Bridge, run: filepath.Join(a.opts.Paths.Run, "probe"),
 		command: a.opts.Probe, mark: m.starter.pillName(node), held: m.held(tasks.locks), kick: m.kick,
 	})
 	m.procs.watch = m.health.guest

@@ -25,7 +25,7 @@ type nodeHealth struct {
 	log    *slog.Logger
 	st     store.Store
 	mirror *mirror.Mirror
-	lease  leaseholder
+	live   hearing
 	bridge string // that of guests whose configuration names none
 	run    string // directory of the probes' locks
 	// command probes the storage in the directory that is added to it; nil probes none.
@@ -36,14 +36,18 @@ type nodeHealth struct {
 	kick  func()
 	watch *health.Node
 	state func() health.State // watch's
+	clock func() time.Duration
+	alone time.Duration // when it was last seen that this node could not reach the cluster, on clock
 }
 
 const (
 	// healthPace is how often it is looked what is to be watched, and whether the record says what is so.
 	healthPace = time.Second
-	// healthAfter is how long the lease must have been valid before a loss is told: a node that was cut off sees its own
-	// cables as down for ten seconds more after they are back.
+	// healthAfter is how long the node's renewals must have come through before a loss is told: a node that was cut off sees
+	// its own cables as down for ten seconds more after they are back. healthAlone is the age of the last renewal that says that it is
+	// cut off; a link counts as down after three seconds.
 	healthAfter = 15 * time.Second
+	healthAlone = 2 * time.Second
 )
 
 func newNodeHealth(h *nodeHealth) *nodeHealth {
@@ -62,15 +66,21 @@ func (h *nodeHealth) start(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { h.watch.Run(ctx) })
-	since := time.Now()
+	h.alone = h.clock()
 	for ctx.Err() == nil {
-		if _, ok := h.lease.Valid(); !ok {
-			since = time.Now()
-		}
 		h.watch.Set(h.wanted())
-		h.publish(ctx, time.Since(since) >= healthAfter)
+		h.publish(ctx, h.sure())
 		sleep(ctx, healthPace)
 	}
+}
+
+// sure says whether what is seen as lost is no trace of this node's own absence. It is asked all the time.
+func (h *nodeHealth) sure() bool {
+	now := h.clock()
+	if at, ok := h.live.Renewed(h.node); !ok || now-at > healthAlone {
+		h.alone = now
+	}
+	return now-h.alone >= healthAfter
 }
 
 // wanted lists the storages and the bridges of this node's guests.

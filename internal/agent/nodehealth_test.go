@@ -2,6 +2,7 @@ package agent
 
 import (
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -77,5 +78,32 @@ func TestTheWorkerSeesWhatIsWrongWithAGuest(t *testing.T) {
 	want := ha.Process{Answers: true, Sick: ha.SickSilent}
 	if diff := cmp.Diff(want, n.m.worker.view().Processes[100]); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// heardOf is when this node's last renewal came through.
+type heardOf time.Duration
+
+func (heardOf) Online(string) bool                     { return true }
+func (h heardOf) Renewed(string) (time.Duration, bool) { return time.Duration(h), h >= 0 }
+
+func TestANodeThatWasCutOffIsNotSureOfItsCables(t *testing.T) {
+	h := &nodeHealth{node: "n1"}
+	at := func(now, renewed time.Duration) bool {
+		h.clock, h.live = func() time.Duration { return now }, heardOf(renewed)
+		return h.sure()
+	}
+	for _, c := range []struct {
+		now, renewed time.Duration
+		want         bool
+	}{
+		{healthAfter, healthAfter, true}, {20 * time.Second, 19 * time.Second, true},
+		{28 * time.Second, 20 * time.Second, false}, // eight seconds without a cable, shorter than the lease
+		{29 * time.Second, 29 * time.Second, false}, {40 * time.Second, 40 * time.Second, false}, {43 * time.Second, 43 * time.Second, true},
+		{44 * time.Second, -1, false},
+	} {
+		if got := at(c.now, c.renewed); got != c.want {
+			t.Errorf("at %v, renewed at %v: sure %v", c.now, c.renewed, got)
+		}
 	}
 }

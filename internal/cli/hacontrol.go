@@ -20,16 +20,17 @@ func (m *Main) haMove(kind, short string) *cobra.Command {
 		Use: kind + " vm:VMID --to NODE", Short: short, Example: "  sauh ha " + kind + " vm:100 --to n2", Args: takes("vm:VMID"),
 	}
 	cmd.Flags().StringVar(&to, "to", "", "the node to go to")
+	out := m.outputFlag(cmd)
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		if to == "" {
 			return usageError(cmd, "%s needs --to NODE", cmd.CommandPath())
 		}
-		return m.moveService(ctx, c, args[0], kind, to)
+		return moveService(ctx, c, out, args[0], kind, to)
 	})
 	return cmd
 }
 
-func (m *Main) moveService(ctx context.Context, c *client.Client, sid, kind, node string) error {
+func moveService(ctx context.Context, c *client.Client, out *output, sid, kind, node string) error {
 	mv, err := c.HAMove(ctx, sid, kind, node)
 	if err != nil {
 		return err
@@ -37,11 +38,12 @@ func (m *Main) moveService(ctx context.Context, c *client.Client, sid, kind, nod
 	if len(mv.Blocking) > 0 {
 		return fmt.Errorf("%s cannot %s to %s: %s; see 'sauh ha rules list'", mv.SID, kind, mv.Node, blocking(mv))
 	}
-	m.say("%s is asked to %s to %s; 'sauh ha status' shows how it goes", mv.SID, kind, mv.Node)
-	if len(mv.With) > 0 {
-		m.say("with it, by rule, goes %s", strings.Join(mv.With, ", "))
-	}
-	return nil
+	return out.print(mv, func(w io.Writer) {
+		fmt.Fprintf(w, "%s is asked to %s to %s; 'sauh ha status' shows how it goes\n", mv.SID, kind, mv.Node)
+		if len(mv.With) > 0 {
+			fmt.Fprintf(w, "with it, by rule, goes %s\n", strings.Join(mv.With, ", "))
+		}
+	})
 }
 
 // blocking says what is in the way.

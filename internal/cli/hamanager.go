@@ -111,7 +111,7 @@ func (m *Main) pveMove(kind string) *cobra.Command {
 		Use: kind + " SID NODE", Short: "Ask that a resource " + kind + " to a node", Example: "  sauh ha-manager " + kind + " vm:100 n2",
 		Args: takes("SID", "NODE"),
 		RunE: m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-			return m.moveService(ctx, c, args[0], kind, args[1])
+			return moveService(ctx, c, &output{m: m, format: "table"}, args[0], kind, args[1])
 		}),
 	}
 }

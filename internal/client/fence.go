@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 
@@ -11,10 +12,9 @@ import (
 // propString joins pairs in the order of their keys.
 func propString(v map[string]string) string {
 	parts := make([]string, 0, len(v))
-	for key, value := range v {
-		parts = append(parts, key+"="+value)
+	for _, key := range slices.Sorted(maps.Keys(v)) {
+		parts = append(parts, key+"="+v[key])
 	}
-	slices.Sort(parts)
 	return strings.Join(parts, ",")
 }
 

@@ -42,7 +42,7 @@ func (c *Client) RemoveRule(ctx context.Context, id string) error {
 	return c.del(ctx, "/cluster/ha/rules/"+esc(id), nil, nil)
 }
 
-// Options are the lines of datacenter.cfg, as they stand there.
+// Options are the lines of datacenter.cfg; of those that the API takes apart the pairs come in the order of their keys.
 func (c *Client) Options(ctx context.Context) (values map[string]string, err error) {
 	var row map[string]any
 	if err := c.get(ctx, "/cluster/options", nil, &row); err != nil {

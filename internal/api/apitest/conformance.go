@@ -19,6 +19,8 @@ type World struct {
 	Free    model.VMID // no guest
 	Storage string     // a storage that this node may use
 	Member  string     // another member
+	// Settle returns when what was written can be read; nil if it can at once.
+	Settle func()
 }
 
 // Run tries the sentences of the contract in api/backend.go on a backend. make returns a new one for each test.
@@ -34,6 +36,13 @@ func Run(t *testing.T, make func(t *testing.T) World) {
 		"an unknown task is not found":                                       testNoTask,
 		"an unknown storage is not found":                                    testNoStorage,
 		"a node that is no member cannot be reached":                         testPeers,
+		"a guest is protected once, changed, and protected no longer":        testResources,
+		"what is no HA resource is not found":                                testNoResource,
+		"a rule is made once, changed under its digest, and removed":         testRules,
+		"what is asked of HA names nodes that are there":                     testControl,
+		"a file of fencing methods is replaced under its digest":             testFencing,
+		"options are changed under their digest":                             testOptions,
+		"a status has every member and every resource":                       testStatus,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, make(t)) })
 	}

@@ -371,5 +371,15 @@ func (r optionsRole) SetOptions(_ context.Context, e api.Edit) error {
 	if err := checkDigest(e.Digest); err != nil {
 		return err
 	}
-	return r.f.call("Options.SetOptions", "%s", edit(e))
+	if err := r.f.call("Options.SetOptions", "%s", edit(e)); err != nil {
+		return err
+	}
+	r.f.Change(func() {
+		r.f.Options = maps.Clone(r.f.Options)
+		maps.Copy(r.f.Options, e.Set)
+		for _, k := range e.Delete {
+			delete(r.f.Options, k)
+		}
+	})
+	return nil
 }

@@ -159,11 +159,11 @@ func (r *HAResource) readOrder(s Section) error {
 		}
 		r.After = append(r.After, a)
 	}
-	r.ResetOn = s.list("reset-on")
-	for _, w := range r.ResetOn {
+	for _, w := range s.list("reset-on") {
 		if w != "panicked" && w != "silent" {
 			return s.invalid("reset-on", "%q is not allowed: use panicked, silent or both", w)
 		}
+		r.ResetOn = append(r.ResetOn, w)
 	}
 	return nil
 }

@@ -141,6 +141,15 @@ func (r *room) wellAt(node string) error {
 			return fmt.Errorf("%s sees %s: online %v, fenced %v", node, n.Name, n.Online, n.Fenced)
 		}
 	}
+	protected, err := r.API(node).HAStatus(r.ctx(2 * time.Second))
+	if err != nil {
+		return err
+	}
+	for _, n := range protected.Nodes {
+		if n.Lost != "" { // of a cable that the test before had unplugged; guests leave such a node
+			return fmt.Errorf("%s: %s lost %s", node, n.Node, n.Lost)
+		}
+	}
 	in, err := r.API(node).NodeInfo(r.ctx(2*time.Second), node)
 	if err != nil {
 		return err

@@ -1,0 +1,435 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"sauh.dev/sauh/internal/api"
+	"sauh.dev/sauh/internal/core/ha"
+	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/store"
+)
+
+// askedNode is a cluster of the members n1, which answers, n2 and n3, with guests on n1 and a shared storage. The guests of protect are HA resources.
+func askedNode(t *testing.T, protect ...model.VMID) *node {
+	t.Helper()
+	n := newNode(t)
+	n.storage("nas", "\tshared 1\n")
+	for i, name := range []string{"n1", "n2", "n3"} {
+		n.put(model.NodePrefix+name, string(mustJSON(model.Node{
+			Name: name, ID: i + 1, Votes: 1, Mgmt: fmt.Sprintf("10.0.0.%d", i+1), Cluster: fmt.Sprintf("10.0.1.%d", i+1), MemoryMiB: 8192, CPUs: 4,
+		})))
+		n.put(model.LivePrefix+name, string(mustJSON(model.Live{BootID: "b-" + name, Epoch: 1, Seq: 1})))
+	}
+	resources := ""
+	for _, id := range protect {
+		n.put(model.GuestConfigKey("n1", id), "memory: 1024\nvirtio0: nas:"+id.String()+"/disk.raw,size=1G\n")
+		resources += "vm: " + id.String() + "\n\tstate started\n\n"
+	}
+	n.put(haResourcesKey, resources)
+	return n
+}
+
+// invalid checks that err refuses a parameter, with a line of a file or without (0), and that the sentence has the words.
+func invalid(t *testing.T, err error, param string, line int, words ...string) {
+	t.Helper()
+	var inv *model.InvalidError
+	if !errors.As(err, &inv) || inv.Param != param || inv.Line != line {
+		t.Errorf("%v is not about %s in line %d", err, param, line)
+		return
+	}
+	for _, w := range words {
+		if !strings.Contains(inv.Msg, w) {
+			t.Errorf("%q does not say %q", inv.Msg, w)
+		}
+	}
+}
+
+func set(pairs ...string) api.Edit {
+	e := api.Edit{Set: map[string]string{}}
+	for i := 0; i < len(pairs); i += 2 {
+		e.Set[pairs[i]] = pairs[i+1]
+	}
+	return e
+}
+
+func TestSettingsOfAResourceAreCheckedByNameAndKeepTheFileAsItWas(t *testing.T) {
+	n := askedNode(t, 100, 101)
+	n.put(haResourcesKey, "# ours\nvm: 100\n\tstate started\n\tfuture-key 1\n\nvm: 101\n\tstate started\n")
+	h := n.m.roles.HA
+	must(t, h.HASet(t.Context(), "vm:100", set("max_restart", "3", "after", "vm:101:agent", "reset-on", "panicked", "order", "5")))
+	want := "# ours\nvm: 100\n\tstate started\n\tfuture-key 1\n\tafter vm:101:agent\n\tmax_restart 3\n\torder 5\n\treset-on panicked\n\nvm: 101\n\tstate started\n"
+	if diff := cmp.Diff(want, n.get(haResourcesKey)); diff != "" {
+		t.Error(diff)
+	}
+	n.follow()
+	invalid(t, h.HASet(t.Context(), "vm:100", set("max_restart", "often")), "max_restart", 0, `"often"`)
+	invalid(t, h.HASet(t.Context(), "vm:100", set("state", "running")), "state", 0, "started")
+	invalid(t, h.HASet(t.Context(), "vm:100", set("comment", "a\nstate: x")), "comment", 0, "one line")
+	invalid(t, h.HASet(t.Context(), "vm:100", set("after", "vm:100")), "after", 0, "itself")
+	invalid(t, h.HASet(t.Context(), "vm:100", set("after", "vm:999")), "after", 0, "vm:999", "no HA resource")
+	invalid(t, h.HASet(t.Context(), "vm:101", set("after", "vm:100:30")), "after", 0, "vm:100 after vm:101 after vm:100")
+	invalid(t, h.HASet(t.Context(), "vm:100", set("reset-on", "bored")), "reset-on", 0, `"bored"`)
+	if diff := cmp.Diff(want, n.get(haResourcesKey)); diff != "" {
+		t.Errorf("a refusal changed the file: %s", diff)
+	}
+	// Whoever is removed is waited for no longer.
+	must(t, h.HARemove(t.Context(), "vm:101", true))
+	if got := n.get(haResourcesKey); strings.Contains(got, "after") || strings.Contains(got, "vm: 101") {
+		t.Error(got)
+	}
+}
+
+func TestAResourceThatIsRemovedLeavesNoRecordsAndNoEmptyRule(t *testing.T) {
+	n := askedNode(t, 100, 101, 102)
+	n.put(haRulesKey, "resource-affinity: pair\n\tresources vm:100,vm:101\n\taffinity negative\n\n"+
+		"node-affinity: near\n\tresources vm:100,vm:102\n\tnodes n1\n\nnode-affinity: alone\n\tresources vm:100\n\tnodes n1\n")
+	n.put(model.HAStatusPrefix+"vm:100", `{"state":"started"}`)
+	n.put(model.HACommandPrefix+"vm:100", `{"kind":"migrate"}`)
+	must(t, n.m.roles.HA.HARemove(t.Context(), "vm:100", true))
+	if got := n.get(haRulesKey); got != "node-affinity: near\n\tresources vm:102\n\tnodes n1\n" {
+		t.Error(got)
+	}
+	if n.get(model.HAStatusPrefix+"vm:100") != "" || n.get(model.HACommandPrefix+"vm:100") != "" {
+		t.Error("a record is left behind")
+	}
+}
+
+func TestARuleThatContradictsOthersIsRefusedWithTheSmallestSetThatDoes(t *testing.T) {
+	n := askedNode(t, 100, 101, 102)
+	r := n.m.roles.Rules
+	add := func(typ, id string, e api.Edit) error {
+		err := r.AddRule(t.Context(), api.Section{Type: typ, ID: id, Values: e.Set})
+		n.follow()
+		return err
+	}
+	invalid(t, add("resource-affinity", "first", set("resources", "vm:100", "affinity", "negative")), "rule", 0, "rule first cannot be")
+	must(t, add("resource-affinity", "apart", set("resources", "vm:100,vm:101", "affinity", "negative")))
+	must(t, add("node-affinity", "other", set("resources", "vm:102", "nodes", "n1")))
+	before := n.get(haRulesKey)
+	invalid(t, add("resource-affinity", "together", set("resources", "vm:100,vm:101,vm:102", "affinity", "positive")), "rule", 0, "apart and together contradict")
+	invalid(t, add("resource-affinity", "lonely", set("resources", "vm:100", "affinity", "positive")), "rule", 0, "rule lonely cannot be")
+	invalid(t, add("node-affinity", "nowhere", set("resources", "vm:100", "nodes", "n9")), "nodes", 0, "n9", "n1, n2, n3")
+	invalid(t, add("node-affinity", "nobody", set("resources", "vm:999", "nodes", "n1")), "resources", 0, "cannot use unmanaged resource(s) vm:999")
+	invalid(t, add("node-affinity", "x", set("resources", "vm:100", "nodes", "n1")), "rule", 0, `"x"`)
+	invalid(t, add("node-affinity", "heavy", set("resources", "vm:100", "nodes", "n1", "weight", "5")), "weight", 0, "has none")
+	invalid(t, add("node-affinity", "empty", set("resources", "vm:100")), "nodes", 0, "names no node")
+	if diff := cmp.Diff(before, n.get(haRulesKey)); diff != "" {
+		t.Errorf("a refusal changed the file: %s", diff)
+	}
+	// A comment is stored as Proxmox VE stores it, and shown as it was written.
+	must(t, r.SetRule(t.Context(), "apart", set("comment", "a: b\nc", "disable", "1")))
+	n.follow()
+	all, err := r.Rules(t.Context())
+	must(t, err)
+	if got := all.List[0].Values["comment"]; got != "a: b\nc" {
+		t.Errorf("%q", got)
+	}
+	must(t, add("resource-affinity", "together", set("resources", "vm:100,vm:101", "affinity", "positive")))
+	invalid(t, r.SetRule(t.Context(), "apart", set("disable", "0")), "rule", 0, "contradict")
+}
+
+func TestAContradictionThatCameWithTheFileCanBeMendedRuleByRule(t *testing.T) {
+	n := askedNode(t, 100, 101)
+	n.put(haRulesKey, "resource-affinity: apart\n\tresources vm:100,vm:101\n\taffinity negative\n\n"+
+		"resource-affinity: together\n\tresources vm:100,vm:101\n\taffinity positive\n\nnode-affinity: near\n\tresources vm:100\n\tnodes n1\n")
+	must(t, n.m.roles.Rules.SetRule(t.Context(), "near", set("nodes", "n2")))
+	n.follow()
+	st, err := n.m.roles.HA.HAStatus(t.Context())
+	must(t, err)
+	if !slices.ContainsFunc(st.Problems, func(p string) bool { return strings.HasPrefix(p, "rule apart has no effect: ") }) {
+		t.Errorf("%q", st.Problems)
+	}
+	must(t, n.m.roles.Rules.RemoveRule(t.Context(), "apart"))
+}
+
+func TestOldGroupsAreReadAndCountAmongTheRules(t *testing.T) {
+	n := askedNode(t, 100)
+	n.put("config/ha/groups.cfg", "group: fast\n\tnodes n1:2,n2\n\trestricted 1\n")
+	n.put(haResourcesKey, "vm: 100\n\tstate started\n\tgroup fast\n")
+	all, err := n.m.roles.Rules.Groups(t.Context())
+	must(t, err)
+	if len(all.List) != 1 || all.List[0].ID != "fast" || all.List[0].Values["nodes"] != "n1:2,n2" {
+		t.Errorf("%+v", all)
+	}
+	err = n.m.roles.Rules.AddRule(t.Context(), api.Section{Type: "node-affinity", ID: "second", Values: set("resources", "vm:100", "nodes", "n3").Set})
+	invalid(t, err, "rule", 0, "ha-group-fast", "second")
+}
+
+func TestAFileThatCannotBeReadIsNamedAndNotWrittenOver(t *testing.T) {
+	n := askedNode(t, 100)
+	files := map[string]string{
+		haResourcesKey: "vm: 100\n\tstate perhaps\n", haRulesKey: "node-affinity: near\n\tresources vm:100\n\tnodes N9\n",
+		fenceCfgKey: "ipmi: bmc\n\tnode n2\n\taddress a b\n", datacenterKey: "ha: shutdown_policy=never\n",
+	}
+	for key, text := range files {
+		n.put(key, text)
+	}
+	b := n.m.roles
+	for key, err := range map[string]error{
+		haResourcesKey: b.HA.HASet(t.Context(), "vm:100", set("comment", "x")),
+		haRulesKey:     b.Rules.RemoveRule(t.Context(), "near"),
+		fenceCfgKey:    b.Fencing.RemoveFenceMethod(t.Context(), "bmc"),
+	} {
+		line := map[bool]int{true: 2, false: 3}[key == haResourcesKey]
+		invalid(t, err, strings.TrimPrefix(key, "config/"), line, "mend it first")
+	}
+	for key, text := range files {
+		if n.get(key) != text {
+			t.Errorf("%s was written over", key)
+		}
+	}
+	st, err := b.HA.HAStatus(t.Context())
+	must(t, err)
+	for _, want := range []string{"ha/resources.cfg: line 2: state", "ha/rules.cfg: line 3: nodes", "ha/fence.cfg: line 3: address", "datacenter.cfg: line 1: "} {
+		if !slices.ContainsFunc(st.Problems, func(p string) bool { return strings.HasPrefix(p, want) }) {
+			t.Errorf("no problem begins with %q: %q", want, st.Problems)
+		}
+	}
+	if st.Tolerance != nil {
+		t.Errorf("nobody knows who is protected, and the status says %+v", st.Tolerance)
+	}
+	// What is wrong in datacenter.cfg is mended by the same door.
+	must(t, b.Options.SetOptions(t.Context(), set("ha", "shutdown_policy=freeze")))
+}
+
+func TestOptionsThatHaveNoEffectAreRefusedByName(t *testing.T) {
+	n := askedNode(t)
+	n.put(datacenterKey, "# ours\nkeyboard: de\nha: shutdown_policy=freeze\n")
+	o := n.m.roles.Options
+	must(t, o.SetOptions(t.Context(), set("failures-to-tolerate", "1,policy=warn", "ha", "shutdown_policy=migrate")))
+	if got := n.get(datacenterKey); got != "# ours\nkeyboard: de\nha: shutdown_policy=migrate\nfailures-to-tolerate: 1,policy=warn\n" {
+		t.Error(got)
+	}
+	before := n.get(datacenterKey)
+	invalid(t, o.SetOptions(t.Context(), set("keyboard", "fr")), "keyboard", 0, "no effect", "ha, crs, failures-to-tolerate")
+	invalid(t, o.SetOptions(t.Context(), api.Edit{Delete: []string{"keyboard"}}), "keyboard", 0)
+	for key, value := range map[string]string{
+		"ha": "shutdown_policy=explode", "crs": "ha=random", "failures-to-tolerate": "many",
+	} {
+		var inv *model.InvalidError
+		if err := o.SetOptions(t.Context(), set(key, value)); !errors.As(err, &inv) || inv.Param != key {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+	invalid(t, o.SetOptions(t.Context(), set("ha", "")), "ha", 0, "one line")
+	if got := n.get(datacenterKey); got != before {
+		t.Errorf("a refusal changed the file:\n%s", got)
+	}
+}
+
+func TestACommandIsARecordAndOneThatRulesForbidIsNone(t *testing.T) {
+	n := askedNode(t, 100, 101)
+	c := n.m.roles.Control
+	_, err := c.Move(t.Context(), "vm:100", "migrate", "n1")
+	refused(t, err, model.ErrBusy, "vm:100 cannot migrate to n1: it is on n1 already")
+	_, err = c.Move(t.Context(), "vm:100", "migrate", "n9")
+	if !errors.Is(err, model.ErrNotFound) {
+		t.Error(err)
+	}
+	if n.get(model.HACommandPrefix+"vm:100") != "" {
+		t.Error("a refused command was written")
+	}
+	must(t, c.StopService(t.Context(), "vm:100", 90*time.Second))
+	if got := n.get(model.HACommandPrefix + "vm:100"); got != `{"kind":"stop","timeout_seconds":90}` {
+		t.Error(got)
+	}
+	if got := n.get(haResourcesKey); !strings.Contains(got, "vm: 100\n\tstate stopped\n") || !strings.Contains(got, "vm: 101\n\tstate started\n") {
+		t.Error(got)
+	}
+}
+
+// The requested state and the time that the stop may take are written together, or not at all.
+func TestAStopIsOneTransactionAndRepeatedAfterAConflict(t *testing.T) {
+	n := askedNode(t, 100)
+	first := true
+	n.st.onTxn(func(tx store.Txn) error {
+		if first && len(tx.Then) == 2 {
+			first = false
+			putKey(t, n.other, haResourcesKey, "vm: 100\n\tstate started\n\tcomment theirs\n")
+		}
+		return nil
+	})
+	must(t, n.m.roles.Control.StopService(t.Context(), "vm:100", 0))
+	if got := n.get(haResourcesKey); got != "vm: 100\n\tstate stopped\n\tcomment theirs\n" || first {
+		t.Error(got)
+	}
+}
+
+func TestRequestsOfANodeAreOneRecordThatGoesWhenNothingIsAskedFor(t *testing.T) {
+	n := askedNode(t)
+	c, key := n.m.roles.Control, model.HARequestPrefix+"n2"
+	must(t, c.Maintenance(t.Context(), "n2", true))
+	must(t, c.Disarm(t.Context(), api.HADisarm{Mode: "ignore", Node: "n2"}))
+	if got := n.get(key); got != `{"maintenance":true,"disarm":"ignore"}` {
+		t.Error(got)
+	}
+	n.follow()
+	st, err := n.m.roles.HA.HAStatus(t.Context())
+	must(t, err)
+	if i := slices.IndexFunc(st.Nodes, func(s api.HANodeStatus) bool { return s.Node == "n2" }); st.Nodes[i].Mode != "maintenance" || st.Nodes[i].Disarm != "ignore" {
+		t.Errorf("%+v", st.Nodes[i])
+	}
+	must(t, c.Arm(t.Context(), "n2"))
+	must(t, c.Maintenance(t.Context(), "n2", false))
+	if got := n.get(key); got != "" {
+		t.Errorf("%q is left", got)
+	}
+	invalid(t, c.Disarm(t.Context(), api.HADisarm{Mode: "sleep"}), "mode", 0, "freeze or ignore")
+}
+
+func TestTheClusterIsDisarmedForATime(t *testing.T) {
+	n := askedNode(t, 100)
+	c, before := n.m.roles.Control, time.Now().Unix()
+	must(t, c.Disarm(t.Context(), api.HADisarm{Mode: "freeze", For: 10 * time.Minute}))
+	n.follow()
+	st, err := n.m.roles.HA.HAStatus(t.Context())
+	must(t, err)
+	if st.Disarm != "freeze" || st.Until < before+600 || st.Until > time.Now().Unix()+600 {
+		t.Errorf("%s until %d", st.Disarm, st.Until)
+	}
+	plan, err := n.m.roles.HA.HAWhatIf(t.Context(), []string{"n1"})
+	must(t, err)
+	if len(plan.Moves) != 0 || len(plan.Down) != 1 || plan.Down[0].Reason != "HA is disarmed for it" {
+		t.Errorf("%+v", plan)
+	}
+	must(t, c.Arm(t.Context(), ""))
+	if n.get(model.HAModeKey) != "" {
+		t.Error("the record is left")
+	}
+}
+
+func TestLabelsArePartOfTheNodesRecord(t *testing.T) {
+	n := askedNode(t)
+	rack, site, none := "r1", "north", ""
+	must(t, n.m.roles.Control.Label(t.Context(), "n2", &rack, &site))
+	must(t, n.m.roles.Control.Label(t.Context(), "n2", nil, &none))
+	n.follow()
+	got, err := n.m.roster.node("n2")
+	must(t, err)
+	if got.Rack != "r1" || got.Site != "" || got.Votes != 1 {
+		t.Errorf("%+v", got)
+	}
+	bad := "a b"
+	invalid(t, n.m.roles.Control.Label(t.Context(), "n2", &bad, nil), "rack", 0, "rack")
+}
+
+func TestFencingMethodsAreCheckedBeforeTheyAreInForce(t *testing.T) {
+	n := askedNode(t)
+	f := n.m.roles.Fencing
+	good := set("node", "n2", "address", "10.0.9.2", "user", "sauh", "password-file", "priv/fence/bmc")
+	must(t, f.SetFenceMethod(t.Context(), api.Section{Type: "ipmi", ID: "bmc"}, good))
+	before := n.get(fenceCfgKey)
+	n.follow()
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{Type: "ipmi", ID: "two"}, set("node", "n2", "address", "a b")), "address", 0, "address")
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{ID: "bmc"}, set("node", "n9")), "node", 0, "n9")
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{ID: "bmc"}, set("storages", "nas")), "storages", 0, "no such key")
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{Type: "redfish", ID: "bmc"}, set("timeout", "5")), "type", 0, "ipmi")
+	invalid(t, f.SetFenceFile(t.Context(), "ipmi: bmc\n\tnode n2\n\taddress a b\n", ""), "address", 3, "address")
+	invalid(t, f.SetFenceFile(t.Context(), "\n\napc: pdu\n\tnode n2\n", ""), "type", 3, "apc", "only ipmi, redfish and ceph")
+	invalid(t, f.SetFenceFile(t.Context(), strings.ReplaceAll(before, "n2", "n9"), ""), "node", 3, "n9")
+	if err := f.SetFenceMethod(t.Context(), api.Section{ID: "none"}, good); !errors.Is(err, model.ErrNotFound) {
+		t.Error(err)
+	}
+	if diff := cmp.Diff(before, n.get(fenceCfgKey)); diff != "" {
+		t.Errorf("a refusal changed the file: %s", diff)
+	}
+	must(t, f.SetFenceSecret(t.Context(), "bmc", "hush\n"))
+	if n.get("config/priv/fence/bmc") != "hush\n" {
+		t.Error("the password is not there")
+	}
+	invalid(t, f.SetFenceSecret(t.Context(), "../sauh-ca.key", "x"), "name", 0)
+	invalid(t, f.SetFenceSecret(t.Context(), "bmc", "a\nb"), "secret", 0)
+	must(t, f.SetFenceSecret(t.Context(), "bmc", ""))
+	if n.get("config/priv/fence/bmc") != "" {
+		t.Error("the password is still there")
+	}
+	n.follow()
+	all, err := f.FenceMethods(t.Context())
+	must(t, err)
+	if len(all) != 1 || all[0].Method != "ipmi: bmc" || all[0].Node != "n2" || all[0].Grade == "" {
+		t.Errorf("%+v", all)
+	}
+}
+
+func TestWhatIfNamesThoseThatNobodyWouldBringBack(t *testing.T) {
+	n := askedNode(t, 100, 101, 102)
+	n.put(model.GuestConfigKey("n1", 103), "memory: 512\n")
+	n.put(haResourcesKey, "vm: 100\n\tstate started\n\nvm: 101\n\tstate disabled\n\nvm: 102\n\tstate started\n")
+	n.put(model.HAStatusPrefix+"vm:102", string(mustJSON(ha.Status{State: ha.StatusError, Node: "n1", Reason: "it does not start"})))
+	plan, err := n.m.roles.HA.HAWhatIf(t.Context(), []string{"n1"})
+	must(t, err)
+	if len(plan.Moves) != 1 || plan.Moves[0].SID != "vm:100" || plan.Moves[0].To != "n2" || !plan.Quorate {
+		t.Errorf("%+v", plan)
+	}
+	got := map[string]string{}
+	for _, d := range plan.Down {
+		got[d.SID] = d.Reason
+	}
+	want := map[string]string{
+		"vm:101": "it is not to run (disabled)", "vm:102": "it is in error: it does not start", "vm:103": "it is no HA resource: it waits for n1",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if plan, err = n.m.roles.HA.HAWhatIf(t.Context(), []string{"n1", "n2"}); err != nil || plan.Quorate {
+		t.Errorf("two of three: %+v, %v", plan, err)
+	}
+	_, err = n.m.roles.HA.HAWhatIf(t.Context(), nil)
+	invalid(t, err, "nodes", 0)
+}
+
+func TestAnExplanationHasTheRulesTheDecisionsAndEveryNode(t *testing.T) {
+	n := askedNode(t, 100, 101)
+	n.put(haRulesKey, "node-affinity: near\n\tresources vm:100\n\tnodes n1:2,n2\n\tstrict 1\n\n"+
+		"resource-affinity: racks\n\tresources vm:100,vm:101\n\taffinity negative\n\tdomain rack\n\tstrict 0\n\tweight 7\n")
+	n.put(model.HAStatusPrefix+"vm:100", string(mustJSON(ha.Status{
+		State: ha.StatusMigrate, Node: "n1", Target: "n2", Reason: "n1 is in maintenance", Since: 5,
+		Log: []ha.Decision{{Unix: 5, By: "n3", State: ha.StatusMigrate, Node: "n1", Target: "n2", Reason: "n1 is in maintenance"}},
+	})))
+	n.put(model.ProtectedPrefix+"100", `{"node":"n1"}`)
+	n.put(model.HACommandPrefix+"vm:100", `{"kind":"relocate","target":"n3"}`)
+	e, err := n.m.roles.HA.HAExplain(t.Context(), "vm:100")
+	must(t, err)
+	if e.Status != "migrate" || e.Target != "n2" || !e.Protected || e.Command != "relocate to n3" || len(e.Log) != 1 || len(e.Nodes) != 3 {
+		t.Errorf("%+v", e)
+	}
+	want := []string{"near: vm:100 must run on n1 (priority 2), n2", "racks: vm:100, vm:101 should not share a rack (weight 7)"}
+	if diff := cmp.Diff(want, e.Rules); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestAMajorityLimitsHowManyNodesMayFail(t *testing.T) {
+	n := askedNode(t)
+	st, err := n.m.roles.HA.HAStatus(t.Context())
+	must(t, err)
+	// Nothing is to be placed, and of three members one may fail.
+	if tol := st.Tolerance; tol == nil || tol.Nodes != 1 || !tol.Exact || !tol.Quorum {
+		t.Errorf("%+v", tol)
+	}
+}
+
+func TestWithoutAQuorumNothingIsChangedAndTheStatusIsShown(t *testing.T) {
+	n := askedNode(t, 100)
+	n.st.setQuorum(false)
+	b := n.m.roles
+	for what, err := range map[string]error{
+		"set": b.HA.HASet(t.Context(), "vm:100", set("comment", "x")), "stop": b.Control.StopService(t.Context(), "vm:100", 0),
+		"maintenance": b.Control.Maintenance(t.Context(), "n2", true), "fence": b.Fencing.SetFenceFile(t.Context(), "", ""),
+		"options": b.Options.SetOptions(t.Context(), set("ha", "shutdown_policy=freeze")),
+	} {
+		if !errors.Is(err, model.ErrNoQuorum) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if st, err := b.HA.HAStatus(t.Context()); err != nil || st.Quorate || len(st.Services) != 1 {
+		t.Errorf("%+v, %v", st, err)
+	}
+}
