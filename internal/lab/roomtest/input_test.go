@@ -3,14 +3,20 @@
 package roomtest
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestBadInputIsRefusedAndChangesNothing goes through the commands with what they must refuse.
@@ -50,25 +56,53 @@ func (r *room) prepareInput() {
 	t.Cleanup(func() { r.Shell("n1", "rm /srv/nas/noise.raw") })
 }
 
-// hold keeps an image open for writing in a node, as a QEMU does, until the test ends.
+// hold keeps an image open for writing in a node, as a QEMU does, until the test ends. Whoever looks at the image
+// at that moment, as the agent may, has a lock on it too: then the process ends and is started again.
 func (r *room) hold(node, file string) {
 	r.t.Helper()
-	cmd := r.Exec(context.Background(), node, "qemu-io", "-f", "qcow2", "-c", "sleep 600000", file)
-	if err := cmd.Start(); err != nil {
-		r.t.Fatal(err)
+	var cmd *exec.Cmd
+	var said bytes.Buffer
+	ended := make(chan error, 1)
+	start := func() {
+		said.Reset()
+		cmd = r.Exec(context.Background(), node, "qemu-io", "-f", "qcow2", "-c", "sleep 600000", file)
+		cmd.Stdout, cmd.Stderr = &said, &said
+		if err := cmd.Start(); err != nil {
+			r.t.Fatal(err)
+		}
+		go func(cmd *exec.Cmd) { ended <- cmd.Wait() }(cmd)
 	}
+	start()
 	r.t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
+		<-ended
 	})
+	image, err := os.Open(filepath.Join(r.NAS(), strings.TrimPrefix(file, "/srv/nas")))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer image.Close()
 	r.Eventually(file+" is held", patience, func() error {
-		out, err := r.Exec(r.ctx(5*time.Second), "n1", "qemu-img", "info", file).CombinedOutput()
-		if err == nil || !strings.Contains(string(out), "lock") {
-			return fmt.Errorf("it can be opened: %s", out)
+		select {
+		case err := <-ended:
+			err = fmt.Errorf("qemu-io ended (%v): %s", err, said.String())
+			start()
+			return err
+		default:
+		}
+		lock := unix.Flock_t{Type: unix.F_WRLCK, Start: writerLock, Len: 1}
+		if err := unix.FcntlFlock(image.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
+			return err
+		}
+		if lock.Type == unix.F_UNLCK {
+			return errors.New("nobody writes to it")
 		}
 		return nil
 	})
 }
+
+// writerLock is the byte of an image that QEMU locks when it writes to it (block/file-posix.c).
+const writerLock = 101
 
 // snapshot is everything that a command could have changed: guests, their configurations, what is protected, volumes, members,
 // and the files of the storages.
