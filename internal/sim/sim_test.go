@@ -87,6 +87,9 @@ func TestPlantedBugsAreFound(t *testing.T) {
 			t.Errorf("%s (%s) is found no more: run `sauh sim mutations --find` and write the seed into the table", m.Name, m.What)
 			continue
 		}
+		if sound := Run(Options{Seed: r.Seed}); sound.Violation != nil {
+			t.Errorf("seed %d breaks a rule without %s too: %s", r.Seed, m.Name, sound.Violation)
+		}
 		found++
 		if r.Seed != m.Seed || r.Violation.Rule != m.Rule {
 			t.Logf("%s is now found by seed %d as %s; the table says %d as %s", m.Name, r.Seed, r.Violation.Rule, m.Seed, m.Rule)
