@@ -12,7 +12,7 @@ COMMIT  := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 VERSION := $(shell cat VERSION)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
-.PHONY: help build demo test check fmt lint unit race room setup setup-lint clean
+.PHONY: help build demo test check fmt lint unit race sim soak room setup setup-lint clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -28,7 +28,7 @@ demo: setup build ## three nodes, six moves, two power cuts, a table (root)
 test: setup check room ## everything: check, then the real thing in the machine room (root)
 	@echo "make test: all passed"
 
-check: lint unit ## format, vet, lint, unit tests with the race detector
+check: lint unit sim ## format, vet, lint, unit tests with the race detector, 10,000 simulated lives
 
 lint: setup-lint
 	$(GO) vet ./...
@@ -37,6 +37,12 @@ lint: setup-lint
 
 unit:
 	CGO_ENABLED=1 $(GO) test -race -timeout 10m ./...
+
+sim: build ## 10,000 ten-minute lives of simulated clusters, each checked for two writers of one disk
+	bin/sauh sim --seeds 10000
+
+soak: build ## the same with new seeds for SECONDS (an hour)
+	bin/sauh sim --seconds $(or $(SECONDS),3600) --first $(or $(FIRST),$(shell date +%s))
 
 room: build ## the tests that need a machine room (root)
 	$(GO) test -tags room -timeout 30m -count=1 -p 1 -v ./internal/lab/roomtest/... ./internal/lab/vmtest/...

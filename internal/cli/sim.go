@@ -222,6 +222,8 @@ func printVerdicts(w io.Writer, verdicts []sim.Verdict) {
 			word = "accepted: " + v.Accepted
 		case !v.OK:
 			word = "DIFFERS: " + strings.Join(v.Differs, "; ")
+		case v.Balance != "":
+			word += ", " + v.Balance
 		case v.Recovery > 0:
 			word += fmt.Sprintf(", recovers in %d %% of the reference's time", v.Recovery)
 		}

@@ -34,6 +34,7 @@ type agent struct {
 	arriving map[model.VMID]bool
 	watchers []*moveWatch
 	leaving  bool
+	leftAt   time.Duration
 }
 
 // startAgent begins a life of the agent.
@@ -311,7 +312,7 @@ func (a *agent) extend(act lease.Extend, done func()) {
 			was := a.valid()
 			a.epoch, a.deadline = act.Epoch, act.Deadline
 			if !was {
-				a.kick()
+				a.ha.changed(a)
 			}
 		}
 		done()
@@ -469,10 +470,11 @@ func (a *agent) awaitLeave(end ha.NodeEnd) {
 		return
 	}
 	if !a.leaving {
-		a.leaving = true
+		a.leaving, a.leftAt = true, n.s.now
 		a.live(lease.Leave{})
 	}
-	if live, ok := a.renewer.Live(); !ok || !live.Left {
+	// Without a quorum nobody can be told; the guests are stopped all the same.
+	if live, ok := a.renewer.Live(); (!ok || !live.Left) && n.s.now < a.leftAt+5*time.Second {
 		n.s.after(100*time.Millisecond, &n.agentProc, func() { a.awaitLeave(end) })
 		return
 	}

@@ -113,7 +113,7 @@ func weighted() []struct {
 		{faultBMCLies, 3},
 		{faultBMCWrong, 6},
 		{faultDogLate, 3},
-		{faultDogDead, 2},
+		{faultDogDead, 4},
 		{faultBlocklistLate, 2},
 		{faultStorageCut, 3},
 		{faultSlowKill, 3},
@@ -123,10 +123,10 @@ func weighted() []struct {
 		{faultPersonStart, 4},
 		{faultPersonStop, 4},
 		{faultPersonMove, 16},
-		{faultPersonHA, 6},
+		{faultPersonHA, 9},
 		{faultIsolateMove, 6},
 		{faultMovePhase, 14},
-		{faultSlowApply, 5},
+		{faultSlowApply, 8},
 		{faultCutSlowFreeze, 4},
 	}
 }
@@ -218,8 +218,14 @@ func (s *sim) strike(f *Fault, n *node, r *rng) (undo func()) {
 		n.killAgent()
 		s.after(r.between(200*time.Millisecond, 5*time.Second), &n.machine, n.startAgent)
 	case faultAgentPause:
+		if r.chance(40) {
+			return s.pauseAtCommit(n)
+		}
 		return s.pause(&n.agentProc, true)
 	case faultGuardKill:
+		if n.dog.dead || n.dog.late > 0 {
+			return nil // as below
+		}
 		n.killGuard()
 		s.after(r.between(200*time.Millisecond, 8*time.Second), &n.machine, n.startGuard)
 	case faultGuardPause:
@@ -263,6 +269,18 @@ func (s *sim) pause(p *process, member bool) func() {
 	}
 }
 
+// pauseAtCommit stops the agent at the worst moment: its next renewal is committed, and it has not got the answer.
+func (s *sim) pauseAtCommit(n *node) func() {
+	var undo func()
+	n.atCommit = func() { undo = s.pause(&n.agentProc, true) }
+	return func() {
+		n.atCommit = nil
+		if undo != nil {
+			undo()
+		}
+	}
+}
+
 // changed tells whoever looks at who lives and who is linked.
 func (s *sim) changed() { s.store.topology() }
 
@@ -286,7 +304,7 @@ func (s *sim) strikeDog(f *Fault, n *node, r *rng) func() {
 	}
 	n.dog.dead = true
 	heal := func() {}
-	if r.chance(50) {
+	if r.chance(80) {
 		heal = s.cutLinks(func(a, b *node) bool { return a == n || b == n })
 	}
 	return func() {
@@ -354,6 +372,7 @@ func (s *sim) strikeStore(f *Fault, n *node, r *rng) func() {
 	case faultLeader:
 		st.leader = nil
 		st.term++
+		s.quorumKick()
 		st.elect()
 	case faultSlowDisk:
 		slow := r.between(20*time.Millisecond, 700*time.Millisecond)

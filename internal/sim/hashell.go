@@ -303,10 +303,6 @@ func (a *agent) doWorker(act ha.Action, done func(int64, error)) {
 }
 
 func (a *agent) underLock(id model.VMID, what string, done func(int64, error), do func(func(int64, error))) {
-	if a.s.mut == mutNoGuestLock {
-		do(func(rev int64, err error) { a.s.after(0, &a.node.agentProc, func() { done(rev, err) }) })
-		return
-	}
 	if !a.lock(id, what) {
 		// Not at once: the machine that asked is in the middle of a step.
 		a.s.after(0, &a.node.agentProc, func() { done(0, model.ErrBusy) })

@@ -192,9 +192,6 @@ func (a *agent) holding(id model.VMID, n moveNote, done func(holding, error)) {
 			} else {
 				h.proven = rep.rec.create == a.s.store.deletion(model.IntentPrefix+id.String(), n.intent)
 			}
-			if a.s.mut == mutResumeUnproven {
-				h.proven = true
-			}
 			done(h, nil)
 		})
 	})
@@ -253,11 +250,7 @@ func (a *agent) liveEpoch(node string, local bool, done func(epoch uint64, mod i
 // release deletes the intent of the revision given.
 func (a *agent) release(id model.VMID, revision int64, done func(error)) {
 	key := model.IntentPrefix + id.String()
-	conds := []cond{{key, revision}}
-	if a.s.mut == mutReleaseUncompared {
-		conds = nil
-	}
-	a.txn(conds, []op{{key, nil}}, func(rep reply) { done(rep.err) })
+	a.txn([]cond{{key, revision}}, []op{{key, nil}}, func(rep reply) { done(rep.err) })
 }
 
 // settling is one run of migrate.Resolve to its end.

@@ -45,20 +45,15 @@ const (
 	mutUnackLate
 	mutMoveKeepsFile
 	mutMoveLiveUncompared
-	mutMoveIntentUncompared
-	mutMoveConfigUncompared
 	mutContBeforeCommit
 	mutCommitWithoutIntent
 	mutCommitUnknownIsMine
-	mutReleaseUncompared
-	mutResumeUnproven
 	mutWatchdogSlow
 	mutBMCUUIDIgnored
 	mutBMCErrorIsOff
 	mutBlocklistEarly
 	mutArrivalBackdated
 	mutWatchdogUnarmed
-	mutNoGuestLock
 	mutLast
 )
 
@@ -88,52 +83,47 @@ func PlanOf(seed uint64) Plan { return newLife(Options{Seed: seed}).plan }
 // Mutations lists the planted bugs.
 func Mutations() []Mutation {
 	return []Mutation{
-		{"deadline-from-ack", "the lease is counted from the answer, not from the sending", 0, "", mutDeadlineFromAck},
-		{"deadline-half-more", "the guard gets a deadline half a lease too late", 0, "", mutDeadlineTwice},
-		{"conflict-is-commit", "a renewal whose compare failed counts as committed", 0, "", mutConflictIsCommit},
-		{"unknown-is-commit", "a renewal without an answer counts as committed", 0, "", mutUnknownIsCommit},
-		{"renew-uncompared", "a renewal compares nothing, so it undoes a cut", 0, "", mutRenewUncompared},
-		{"renew-without-guard", "a node renews although its guard does not answer", 0, "", mutRenewWithoutGuard},
-		{"fenced-ignored", "a fenced node registers without having killed anything", 0, "", mutFencedIgnored},
-		{"wait-skipped", "the taker does not wait for the lease: suspicion is enough", 0, "", mutNoWait},
-		{"wait-short", "the taker waits half of what it must", 0, "", mutShortWait},
-		{"drift-sign", "the taker subtracts the clocks' error and the writes under way, and does not add them", 0, "", mutDriftSign},
-		{"cut-uncompared", "the cut does not compare the record", 0, "", mutCutUncompared},
-		{"cut-same-epoch", "the cut does not raise the epoch", 0, "", mutCutSameEpoch},
-		{"freeze-nothing", "the guard says frozen and freezes nothing", 0, "", mutFreezeNothing},
-		{"freeze-unconfirmed", "the guard takes the order to freeze for its confirmation", 0, "", mutFreezeUnconfirmed},
-		{"kill-nothing", "the guard says dead and kills nothing", 0, "", mutKillNothing},
-		{"kill-unconfirmed", "the guard takes the order to kill for the death", 0, "", mutKillUnconfirmed},
-		{"reset-skipped", "the guard does not reset the machine", 0, "", mutNoReset},
-		{"late-writes-freeze", "a guest on a storage with late writes is frozen, and the machine not reset", 0, "", mutLateWritesFreeze},
-		{"pill-ignored", "the guard does not read pills", 0, "", mutPillIgnored},
-		{"guard-forgets", "a guard that starts does not look for the groups of an earlier one", 0, "", mutGuardForgetsFound},
-		{"mark-missing", "a group is not marked for a later guard", 0, "", mutNoMark},
-		{"thaw-unchecked", "an agent that starts thaws what it finds frozen", 0, "", mutThawUnchecked},
-		{"unguard-on-start", "an agent that starts takes what it finds out of the guard", 0, "", mutUnguardOnStart},
-		{"start-without-file", "a guest is started although its file is not here", 0, "", mutStartWithoutFile},
-		{"start-unguarded", "a protected guest is started in a group that the guard does not have", 0, "", mutStartUnguarded},
-		{"start-unconfirmed", "the guard's refusal does not keep a guest from starting", 0, "", mutStartUnconfirmed},
-		{"fence-epoch-off-by-one", "the guard is told to kill what is older than the epoch before the new one", 0, "", mutFenceEpoch},
-		{"local-reads", "what must be read linearizably is read from the node's own copy", 0, "", mutLocalReads},
-		{"ack-unguarded", "a guest is acknowledged before the guard has it", 0, "", mutAckUnguarded},
-		{"unack-late", "a guest leaves the guard before its acknowledgement is deleted", 0, "", mutUnackLate},
-		{"move-keeps-file", "a guest that is taken over keeps its file under the old path", 0, "", mutMoveKeepsFile},
-		{"live-uncompared", "neither cut nor take-over compares the liveness record", 0, "", mutMoveLiveUncompared},
-		{"move-intent-uncompared", "taking a guest over does not compare that no migration is undecided", 0, "", mutMoveIntentUncompared},
-		{"move-config-uncompared", "taking a guest over does not compare its file", 0, "", mutMoveConfigUncompared},
-		{"cont-before-commit", "the target lets the guest go on before the transaction", 0, "", mutContBeforeCommit},
-		{"commit-without-intent", "the target's transaction does not compare the intent", 0, "", mutCommitWithoutIntent},
-		{"commit-unknown-is-mine", "the target takes a lost answer for a commit", 0, "", mutCommitUnknownIsMine},
-		{"release-uncompared", "giving a migration up does not compare the intent", 0, "", mutReleaseUncompared},
-		{"resume-unproven", "a process that stood still goes on without a proof that its memory is the newest", 0, "", mutResumeUnproven},
-		{"bmc-uuid-ignored", "the answer of a BMC is taken although it belongs to another node", 0, "", mutBMCUUIDIgnored},
-		{"bmc-error-is-off", "a BMC that does not answer counts as one that says off", 0, "", mutBMCErrorIsOff},
-		{"blocklist-unconfirmed", "the order to blocklist counts as its effect", 0, "", mutBlocklistEarly},
-		{"arrival-backdated", "the observer counts a renewal from four seconds before it arrived", 0, "", mutArrivalBackdated},
-		{"watchdog-unarmed", "the watchdog is opened and never armed", 0, "", mutWatchdogUnarmed},
-		{"lock-not-held", "what HA does with a guest does not take the guest's lock", 0, "", mutNoGuestLock},
-		{"watchdog-slow", "the watchdog is set to three times the time that the guard knows", 0, "", mutWatchdogSlow},
+		{"deadline-from-ack", "the lease is counted from the answer, not from the sending", 331, ruleLease, mutDeadlineFromAck},
+		{"deadline-half-more", "the guard gets a deadline half a lease too late", 331, ruleLease, mutDeadlineTwice},
+		{"conflict-is-commit", "a renewal whose compare failed counts as committed", 191, ruleEpoch, mutConflictIsCommit},
+		{"unknown-is-commit", "a renewal without an answer counts as committed", 5, ruleLease, mutUnknownIsCommit},
+		{"renew-uncompared", "a renewal compares nothing, so it undoes a cut", 52, ruleEpoch, mutRenewUncompared},
+		{"renew-without-guard", "a node renews although its guard does not answer", 12, ruleGuardless, mutRenewWithoutGuard},
+		{"fenced-ignored", "a fenced node registers without having killed anything", 32, ruleClean, mutFencedIgnored},
+		{"wait-skipped", "the taker does not wait for the lease: suspicion is enough", 4, ruleProof, mutNoWait},
+		{"wait-short", "the taker waits half of what it must", 4, ruleProof, mutShortWait},
+		{"drift-sign", "the taker subtracts the clocks' error and the writes under way, and does not add them", 4, ruleProof, mutDriftSign},
+		{"cut-uncompared", "the cut does not compare the record", 2, ruleEpoch, mutCutUncompared},
+		{"cut-same-epoch", "the cut does not raise the epoch", 0, ruleEpoch, mutCutSameEpoch},
+		{"freeze-nothing", "the guard says frozen and freezes nothing", 5, ruleLease, mutFreezeNothing},
+		{"freeze-unconfirmed", "the guard takes the order to freeze for its confirmation", 196, ruleLease, mutFreezeUnconfirmed},
+		{"kill-nothing", "the guard says dead and kills nothing", 5, ruleRest, mutKillNothing},
+		{"kill-unconfirmed", "the guard takes the order to kill for the death", 3197, ruleRest, mutKillUnconfirmed},
+		{"reset-skipped", "the guard does not reset the machine", 164, ruleLateWrite, mutNoReset},
+		{"late-writes-freeze", "a guest on a storage with late writes is frozen, and the machine not reset", 21, ruleLateWrite, mutLateWritesFreeze},
+		{"pill-ignored", "the guard does not read pills", 5, ruleRest, mutPillIgnored},
+		{"guard-forgets", "a guard that starts does not look for the groups of an earlier one", 14, ruleLease, mutGuardForgetsFound},
+		{"mark-missing", "a group is not marked for a later guard", 0, ruleGuarded, mutNoMark},
+		{"thaw-unchecked", "an agent that starts thaws what it finds frozen", 66, ruleLease, mutThawUnchecked},
+		{"unguard-on-start", "an agent that starts takes what it finds out of the guard", 192, ruleLease, mutUnguardOnStart},
+		{"start-without-file", "a guest is started although its file is not here", 8, ruleOneWriter, mutStartWithoutFile},
+		{"start-unguarded", "a protected guest is started in a group that the guard does not have", 0, ruleGuarded, mutStartUnguarded},
+		{"start-unconfirmed", "the guard's refusal does not keep a guest from starting", 381, ruleGuarded, mutStartUnconfirmed},
+		{"fence-epoch-off-by-one", "the guard is told to kill what is older than the epoch before the new one", 32, ruleClean, mutFenceEpoch},
+		{"local-reads", "what must be read linearizably is read from the node's own copy", 673, ruleOneWriter, mutLocalReads},
+		{"ack-unguarded", "a guest is acknowledged before the guard has it", 11, ruleGuarded, mutAckUnguarded},
+		{"unack-late", "a guest leaves the guard before its acknowledgement is deleted", 50, ruleLease, mutUnackLate},
+		{"move-keeps-file", "a guest that is taken over keeps its file under the old path", 0, ruleTwoFiles, mutMoveKeepsFile},
+		{"live-uncompared", "neither cut nor take-over compares the liveness record", 2, ruleEpoch, mutMoveLiveUncompared},
+		{"cont-before-commit", "the target lets the guest go on before the transaction", 5, ruleFile, mutContBeforeCommit},
+		{"commit-without-intent", "the target's transaction does not compare the intent", 48, ruleProof, mutCommitWithoutIntent},
+		{"commit-unknown-is-mine", "the target takes a lost answer for a commit", 32, ruleFile, mutCommitUnknownIsMine},
+		{"bmc-uuid-ignored", "the answer of a BMC is taken although it belongs to another node", 275, ruleProof, mutBMCUUIDIgnored},
+		{"bmc-error-is-off", "a BMC that does not answer counts as one that says off", 47, ruleProof, mutBMCErrorIsOff},
+		{"blocklist-unconfirmed", "the order to blocklist counts as its effect", 6, ruleProof, mutBlocklistEarly},
+		{"arrival-backdated", "the observer counts a renewal from four seconds before it arrived", 0, ruleQuiet, mutArrivalBackdated},
+		{"watchdog-unarmed", "the watchdog is opened and never armed", 19, ruleLease, mutWatchdogUnarmed},
+		{"watchdog-slow", "the watchdog is set to three times the time that the guard knows", 19, ruleLease, mutWatchdogSlow},
 	}
 }
 
@@ -154,14 +144,5 @@ func (s *sim) observerParams() lease.Params {
 
 // leftOut says that a mutation leaves the compare of a key out.
 func (s *sim) leftOut(key string) bool {
-	switch s.mut {
-	case mutMoveLiveUncompared:
-		return strings.HasPrefix(key, model.LivePrefix)
-	case mutMoveIntentUncompared:
-		return strings.HasPrefix(key, model.IntentPrefix)
-	case mutMoveConfigUncompared:
-		return strings.HasPrefix(key, model.ConfigPrefix)
-	default:
-	}
-	return false
+	return s.mut == mutMoveLiveUncompared && strings.HasPrefix(key, model.LivePrefix)
 }

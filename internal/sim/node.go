@@ -28,6 +28,7 @@ type node struct {
 	wall      time.Duration // how far its wall clock is off
 	applied   int
 	lagging   bool
+	atCommit  func()        // a fault: done once when the node's next renewal is committed
 	slowApply time.Duration // a fault: added to each delivery
 	guardDied time.Duration
 	quorate   bool // as it was when the topology last changed

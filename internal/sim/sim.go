@@ -36,9 +36,11 @@ type Options struct {
 
 // Result is what came of a life.
 type Result struct {
-	Seed      uint64        `json:"seed"`
-	Violation *Violation    `json:"violation,omitempty"`
-	Plan      Plan          `json:"plan"`
+	Seed      uint64     `json:"seed"`
+	Violation *Violation `json:"violation,omitempty"`
+	Plan      Plan       `json:"plan"`
+	// Placement is the cluster's one rule for placement, "" for none.
+	Placement string        `json:"placement,omitempty"`
 	Injected  map[Kind]int  `json:"injected,omitempty"`
 	Length    time.Duration `json:"length_ns"`
 	Events    int           `json:"events"`
@@ -239,6 +241,7 @@ func (s *sim) seedRule() {
 		panic("sim: " + err.Error())
 	}
 	s.rule, _, _ = strings.Cut(text, "\n")
+	s.result.Placement = s.rule
 	s.store.seed(haRulesKey, set)
 }
 
@@ -271,11 +274,11 @@ func (s *sim) heard(a, n *node) time.Duration {
 	return s.now - c.last
 }
 
-// quorumKick has the agents look anew whose member hears a leader again.
+// quorumKick has the agents look anew whose member hears a leader again, or none any more.
 func (s *sim) quorumKick() {
 	for _, n := range s.nodes {
 		q := s.store.quorate(n)
-		if q && !n.quorate && n.agent != nil {
+		if q != n.quorate && n.agent != nil && n.agentProc.up {
 			a := n.agent
 			s.after(10*time.Millisecond, &n.agentProc, func() { a.ha.changed(a) })
 		}

@@ -217,6 +217,11 @@ func (st *store) arrive(r *request, term int) {
 		rep = reply{rev: r.committed}
 	case st.apply(r):
 		rep = reply{rev: r.committed}
+		if n.atCommit != nil && r.ops[0].key == model.LivePrefix+n.name {
+			do := n.atCommit
+			n.atCommit = nil
+			s.after(0, nil, do)
+		}
 		if st.duplicates > 0 {
 			st.duplicates--
 			twin := *r
