@@ -129,6 +129,7 @@ func TestMalformedValuesOfANewGuestNameTheirKeyAndMakeNothing(t *testing.T) {
 		{"virtio1", "nas:", ""},
 		{"virtio1", "nas:0", "a new volume needs a size: write nas:4 for 4 GiB, or nas:0,import-from=FILE"},
 		{"virtio1", "nas:-4", "a new volume needs a size: write nas:4 for 4 GiB, or nas:0,import-from=FILE"},
+		{"virtio1", "nas:1G", "the size of a new volume is a number of GiB: write nas:4 for 4 GiB, not nas:1G"},
 		{"virtio1", "nas:NaN", "a new volume needs a size: write nas:4 for 4 GiB, or nas:0,import-from=FILE"},
 		{"virtio1", "nas:-4,import-from=/image", ""},
 		{"virtio1", "nas:Inf,import-from=/image", ""},
@@ -184,6 +185,24 @@ func TestAStorageHoldsImagesAlone(t *testing.T) {
 		err := n.m.roles.Storages.AddStorage(t.Context(), "nas", map[string]string{"type": "dir", "path": t.TempDir(), "content": content})
 		refused(t, err, model.ErrInvalid, "content: a storage of this version holds images and nothing else: write images, or leave it out")
 	}
+}
+
+func TestADirectoryIsOneStorage(t *testing.T) {
+	n := newNode(t)
+	dir := n.storage("nas", "")
+	err := n.m.roles.Storages.AddStorage(t.Context(), "two", map[string]string{"type": "dir", "path": dir})
+	refused(t, err, model.ErrInvalid, "path: storage nas has the directory "+dir+" already")
+	list, err := n.m.roles.Storages.ListStorages(t.Context())
+	if err != nil || len(list) != 1 || list[0].LateWrites {
+		t.Errorf("the storages are %+v: %v", list, err)
+	}
+}
+
+func TestAStoppedGuestHasNoConsole(t *testing.T) {
+	n := newNode(t)
+	n.put(model.GuestConfigKey("n1", 100), "name: web\n")
+	_, err := n.m.roles.Guests.Console(t.Context(), 100)
+	refused(t, err, model.ErrNotFound, "guest 100 is stopped and has no console: start it with `sauh vm start 100`")
 }
 
 func TestAnIdThatIsTakenIsRefused(t *testing.T) {

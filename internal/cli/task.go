@@ -58,9 +58,9 @@ func (m *Main) taskList() *cobra.Command {
 			tasks = tasks[:limit]
 		}
 		return out.print(tasks, func(w io.Writer) {
-			rows := [][]string{{"START", "END", "TYPE", "ID", "STATUS", "TASK"}}
+			rows := [][]string{{"START", "END", "TYPE", "ID", "TASK", "STATUS"}}
 			for _, t := range tasks {
-				rows = append(rows, []string{m.clock(t.Start), m.clock(t.End), t.Type, t.ID, taskState(t), t.UPID})
+				rows = append(rows, []string{m.clock(t.Start), m.clock(t.End), t.Type, t.ID, t.UPID, taskState(t)})
 			}
 			table(w, rows...)
 		})

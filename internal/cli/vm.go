@@ -244,6 +244,10 @@ func (m *Main) vmConfig() *cobra.Command {
 	out := m.outputFlag(cmd)
 	cmd.RunE = m.onGuest(func(ctx context.Context, c *client.Client, node string, id model.VMID) error {
 		cfg, err := c.GuestConfig(ctx, node, id)
+		if errors.Is(err, model.ErrUnavailable) {
+			fmt.Fprintf(m.Stderr, "node %s does not answer: this is the configuration in the store\n", node)
+			cfg, err = c.StoredConfig(ctx, node, id)
+		}
 		if err != nil {
 			return err
 		}
