@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/netip"
 	"strconv"
 	"time"
 
@@ -30,6 +31,11 @@ func (m *Main) clusterCreate() *cobra.Command {
 	cmd.Flags().StringVar(&r.Cluster, "cluster", "", "this node's address in the cluster network (default: that of agent.json)")
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		r.Name = args[0]
+		for flag, addr := range map[string]string{"mgmt": r.Mgmt, "cluster": r.Cluster} {
+			if _, err := netip.ParseAddr(addr); addr != "" && err != nil {
+				return usageError(cmd, "--%s takes an IP address, not %q", flag, addr)
+			}
+		}
 		if err := c.CreateCluster(ctx, r); err != nil {
 			return err
 		}
@@ -38,6 +44,9 @@ func (m *Main) clusterCreate() *cobra.Command {
 	})
 	return cmd
 }
+
+// maxValid is as long as the agent makes keys for.
+const maxValid = 7 * 24 * time.Hour
 
 func (m *Main) clusterKey() *cobra.Command {
 	valid := time.Hour
@@ -51,6 +60,9 @@ func (m *Main) clusterKey() *cobra.Command {
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
 		if valid < time.Second {
 			return usageError(cmd, "--valid is at least 1s, not %s", valid)
+		}
+		if valid > maxValid {
+			return usageError(cmd, "--valid is at most 168h, which is seven days, not %s", valid)
 		}
 		k, err := c.ClusterKey(ctx, valid)
 		if err != nil {
@@ -108,7 +120,7 @@ func (m *Main) printCluster(w io.Writer, st api.ClusterStatus) {
 	}
 	facts(w, "Cluster", st.Name, "Id", st.UUID, "Quorate", quorate,
 		"Expected votes", strconv.Itoa(st.ExpectedVotes), "Total votes", strconv.Itoa(st.TotalVotes), "Quorum", strconv.Itoa(st.Quorum),
-		"Store leader", st.Leader, "HA manager", st.Manager, "Config version", strconv.FormatInt(st.ConfigVersion, 10))
+		"Store leader", st.Leader, "HA manager", st.Manager, "Config revision", strconv.FormatInt(st.ConfigVersion, 10))
 	fmt.Fprintln(w)
 	rows := [][]string{{"NODE", "ID", "MANAGEMENT", "CLUSTER", "VOTES", "STATE", "ONLINE SINCE", "EPOCH"}}
 	for _, n := range st.Nodes {

@@ -92,8 +92,8 @@ func labStatus(name *string) *cobra.Command {
 		Short: "Show nodes, power, links and partitions",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "text" && output != "json" {
-				return fmt.Errorf("%q is not an output format: use text or json", output)
+			if output != "table" && output != "text" && output != "json" { // text is what it was called at first
+				return usageError(cmd, "--output is table or json, not %q", output)
 			}
 			r, err := lab.Open(cmd.Context(), *name)
 			if err != nil {
@@ -111,7 +111,7 @@ func labStatus(name *string) *cobra.Command {
 			return printRoom(cmd.OutOrStdout(), st)
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "how to print: table or json")
 	return cmd
 }
 
@@ -153,7 +153,7 @@ func labExec(name *string) *cobra.Command {
 		Use:     "exec NODE -- COMMAND [ARGUMENT...]",
 		Short:   "Run a command in a node, or in the room itself (exec room)",
 		Example: "  sauh lab exec n1 -- sauh cluster status\n  sauh lab exec room -- ping 10.10.1.1",
-		Args:    cobra.MinimumNArgs(2),
+		Args:    takesMore("NODE", "COMMAND"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			argv := args[1:]
 			if argv[0] == "--" {
@@ -183,7 +183,7 @@ func labPower(name *string) *cobra.Command {
 	return &cobra.Command{
 		Use:       "power NODE on|off|cycle|reset",
 		Short:     "Switch a node's power",
-		Args:      cobra.ExactArgs(2),
+		Args:      takes("NODE", "on|off|cycle|reset"),
 		ValidArgs: actions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !slices.Contains(actions, args[1]) {
@@ -221,7 +221,7 @@ func labLink(name *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "link NODE mgmt|cluster|all up|down",
 		Short: "Plug a node's cables in or out at the switch",
-		Args:  cobra.ExactArgs(3),
+		Args:  takes("NODE", "mgmt|cluster|all", "up|down"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			network, err := lab.ParseNetwork(args[1])
 			if err != nil {
@@ -234,7 +234,11 @@ func labLink(name *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return r.Link(cmd.Context(), args[0], network, args[2] == "up")
+			if err := r.Link(cmd.Context(), args[0], network, args[2] == "up"); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: %s is %s\n", args[0], args[1], args[2])
+			return nil
 		},
 	}
 }
@@ -248,13 +252,16 @@ func labPartition(name *string) *cobra.Command {
 		Long: "Drop packets between groups of nodes in the switches. A group is a list such as n2,n3; nodes in no\n" +
 			"group keep all their connections. Partitions add up until heal.",
 		Example: "  sauh lab partition n1 n2,n3\n  sauh lab partition --one-way n1 n2\n  sauh lab partition heal",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    takesMore("GROUP GROUP..., or heal"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
 			if p.Network, err = lab.ParseNetwork(network); err != nil {
 				return err
 			}
-			heal := len(args) == 1 && args[0] == "heal"
+			heal := args[0] == "heal"
+			if heal && len(args) > 1 {
+				return usageError(cmd, "heal ends all partitions and takes no %q", args[1])
+			}
 			if !heal {
 				p.Groups = parseGroups(args)
 			}
@@ -263,9 +270,14 @@ func labPartition(name *string) *cobra.Command {
 				return err
 			}
 			if heal {
-				return r.Heal(cmd.Context())
+				err, args = r.Heal(cmd.Context()), []string{"all partitions are healed"}
+			} else {
+				err, args = r.Partition(cmd.Context(), p), []string{"packets are dropped between " + strings.Join(args, " and ")}
 			}
-			return r.Partition(cmd.Context(), p)
+			if err == nil {
+				fmt.Fprintln(cmd.OutOrStdout(), args[0])
+			}
+			return err
 		},
 	}
 	cmd.Flags().BoolVar(&p.OneWay, "one-way", false, "drop only packets from earlier groups to later ones")
