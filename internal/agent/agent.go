@@ -200,7 +200,7 @@ func (a *Agent) noMember() error {
 	if err := a.refuseWhileStarting(); err != nil {
 		return err
 	}
-	return model.Errorf(model.ErrUnavailable, "this node belongs to no cluster: make one with `sauh cluster create NAME`, or join one with `sauh cluster join KEY`")
+	return model.Errorf(model.ErrUnavailable, "this node belongs to no cluster%s: make one with `sauh cluster create NAME`, or join one with `sauh cluster join KEY`", a.former())
 }
 
 // refuseWhileStarting tells a node that belongs to no cluster from one whose membership is recorded and does not run: its

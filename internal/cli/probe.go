@@ -19,7 +19,7 @@ import (
 // ProbeCommand is `sauh lab probe`: one program for each thing that is
 // measured at a probe guest. Each writes JSON lines until it gets SIGTERM or SIGINT, then a summary.
 func ProbeCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "probe", Short: "Measure a probe guest from outside", Hidden: true}
+	cmd := &cobra.Command{Use: "probe", Short: "Measure a probe guest from outside"}
 	cmd.AddCommand(probeEcho(), probeStream(), probeDownload(), probeLedger(), probeVerify())
 	return cmd
 }

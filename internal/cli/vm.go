@@ -168,6 +168,8 @@ func (m *Main) vmCreate() *cobra.Command {
 	var start bool
 	cmd := &cobra.Command{
 		Use: "create VMID", Short: "Make a guest",
+		Long: "A disk is STORAGE:GIB for a new volume, STORAGE:0,import-from=FILE for a copy of an image, or a volume that exists.\n" +
+			"With --set onboot=1 the guest is started whenever its node boots.",
 		Example: "  sauh vm create 100 --name web --memory 512 --cores 2 --virtio0 nas:4,format=qcow2 --net0 virtio,bridge=vmbr0 --serial0 socket --start",
 		Args:    takes("VMID"),
 	}
