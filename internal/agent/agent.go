@@ -92,6 +92,9 @@ func newAgent(ctx context.Context, opts Options) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	if ms, err := loadMembership(opts.Paths.membership()); err == nil && ms == nil {
+		a.wipeMembership() // what an agent that ended while it wiped, or joined, has left; nobody can join yet
+	}
 	a.alone = api.NewServer(api.Backend{Cluster: a, Tasks: a.tasks, Absent: a.noMember}, api.Options{Logger: opts.Log})
 	return a, nil
 }
@@ -109,11 +112,8 @@ func (a *Agent) run(ctx context.Context) error {
 	go func() { served <- srv.Serve(ln) }()
 	a.host.setVersion(qemu.QEMUVersion(ctx))
 	ms, err := loadMembership(a.opts.Paths.membership())
-	switch {
-	case err == nil && ms != nil:
+	if err == nil && ms != nil {
 		err = a.startMember(ctx, ms)
-	case err == nil:
-		a.wipeMembership() // what an agent that ended while it wiped has left
 	}
 	if err != nil {
 		_ = srv.Close()
