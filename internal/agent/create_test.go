@@ -21,6 +21,7 @@ import (
 	"sauh.dev/sauh/internal/qemu"
 	"sauh.dev/sauh/internal/storage"
 	"sauh.dev/sauh/internal/store"
+	"sauh.dev/sauh/internal/sys"
 )
 
 // run waits for the task that a method of the API began and returns its error.
@@ -385,6 +386,14 @@ func TestDestroyLeavesNothingHalfDoneWhenAnotherGuestHasTheVolume(t *testing.T) 
 	refused(t, n.destroyGuest(100), model.ErrBusy, "volume nas:100/vm-100-disk-0.raw of guest 100 is also virtio1 of guest 241 on n2: detach it there first")
 	stays()
 	n.delete(model.GuestConfigKey("n2", 241))
+	path, _, err := must1(n.m.starter.storages.driver("nas"))(t).File(t.Context(), volume)
+	must(t, err)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	must(t, sys.TryLockRange(f, 100, 200)) // as a QEMU of which nobody knows does
+	refused(t, n.destroyGuest(100), model.ErrBusy, "volume nas:100/vm-100-disk-0.raw is in use: stop the guest or the program that has it open")
+	stays()
+	must(t, f.Close())
 	n.runsAs(qemu.Spec{VMID: 241, Disks: []qemu.Disk{{ID: "scsi1", Volume: volume}}})
 	refused(t, n.destroyGuest(100), model.ErrBusy, "volume nas:100/vm-100-disk-0.raw of guest 100 is also scsi1 of guest 241, which runs with it on n1: detach it there first")
 	stays()
