@@ -50,7 +50,7 @@ room: build ## the tests that need a machine room (root)
 fmt: setup-lint ## format the code
 	$(CACHE)/tools/golangci-lint fmt
 
-setup:
+setup: ## install the programs that demo and test need (root)
 	@scripts/setup.sh run
 
 setup-lint:

@@ -113,7 +113,7 @@ func (m *membership) checkSecret(ctx context.Context, r joinRequest, now time.Ti
 	case !s.Value.matches(r.Secret):
 		return s, refuse("is wrong")
 	case now.Unix() >= s.Value.Expires:
-		return s, refuse("expired at " + time.Unix(s.Value.Expires, 0).UTC().Format(time.RFC3339))
+		return s, refuse("expired at " + time.Unix(s.Value.Expires, 0).UTC().Format("2006-01-02 15:04:05 UTC"))
 	}
 	return s, nil
 }

@@ -88,6 +88,9 @@ func newAgent(ctx context.Context, opts Options) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	if ms, err := loadMembership(opts.Paths.membership()); err == nil && ms == nil {
+		a.wipeMembership() // what an agent that ended while it wiped, or joined, has left; nobody can join yet
+	}
 	a.alone = api.NewServer(api.Backend{Cluster: a, Tasks: a.tasks, Absent: a.noMember}, api.Options{Logger: opts.Log})
 	return a, nil
 }
@@ -105,11 +108,8 @@ func (a *Agent) run(ctx context.Context) error {
 	go func() { served <- srv.Serve(ln) }()
 	a.host.setVersion(qemu.QEMUVersion(ctx))
 	ms, err := loadMembership(a.opts.Paths.membership())
-	switch {
-	case err == nil && ms != nil:
+	if err == nil && ms != nil {
 		err = a.startMember(ctx, ms)
-	case err == nil:
-		a.wipeMembership() // what an agent that ended while it wiped has left
 	}
 	if err != nil {
 		_ = srv.Close()
@@ -211,7 +211,7 @@ func (a *Agent) noMember() error {
 	if err := a.refuseWhileStarting(); err != nil {
 		return err
 	}
-	return model.Errorf(model.ErrUnavailable, "this node belongs to no cluster: make one with `sauh cluster create NAME`, or join one with `sauh cluster join KEY`")
+	return model.Errorf(model.ErrUnavailable, "this node belongs to no cluster%s: make one with `sauh cluster create NAME`, or join one with `sauh cluster join KEY`", a.former())
 }
 
 // refuseWhileStarting tells a node that belongs to no cluster from one whose membership is recorded and does not run: its

@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"errors"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"sauh.dev/sauh/internal/api"
@@ -44,5 +46,26 @@ func TestANodeThatIsNoMemberShowsItsGuard(t *testing.T) {
 	in, err = n.a.Info(t.Context())
 	if err != nil || !in.Guard.Connected {
 		t.Errorf("with one: %+v %v", in.Guard, err)
+	}
+}
+
+// An agent that ended between the first and the last file that it wiped.
+func TestTheRestOfAMembershipThatWasBeingWipedIsWiped(t *testing.T) {
+	a := newAgentAt(t)
+	p := a.opts.Paths
+	rest := filepath.Join(p.storeData(), "member", "snap")
+	for _, member := range []bool{true, false} {
+		must(t, os.MkdirAll(rest, 0o700))
+		if member {
+			must(t, saveJSON(p.membership(), Membership{Node: model.Node{Name: "n1"}}))
+		} else {
+			must(t, os.Remove(p.membership()))
+		}
+		again, err := newAgent(t.Context(), a.opts)
+		must(t, err)
+		again.tasks.Stop(errors.New("the test ends"))
+		if _, err := os.Stat(rest); member != (err == nil) {
+			t.Errorf("a member %t: the store's data: %v", member, err)
+		}
 	}
 }

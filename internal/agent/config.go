@@ -44,6 +44,7 @@ func (p Paths) qemuRun() string           { return filepath.Join(p.Run, "qemu") 
 func (p Paths) guestsCgroup() string      { return guard.GuestsDir(p.CgroupRoot) }
 func (p Paths) cgroupOf(id string) string { return filepath.Join(p.guestsCgroup(), id) }
 func (p Paths) membership() string        { return filepath.Join(p.State, "member.json") }
+func (p Paths) former() string            { return filepath.Join(p.State, "former") }
 func (p Paths) storeData() string         { return filepath.Join(p.State, "etcd") }
 func (p Paths) tasks() string             { return filepath.Join(p.State, "tasks") }
 func (p Paths) caCert() string            { return filepath.Join(p.State, "certs", "ca.pem") }

@@ -16,6 +16,7 @@ import (
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/core/units"
 	"sauh.dev/sauh/internal/storage"
 	"sauh.dev/sauh/internal/store"
 )
@@ -108,7 +109,11 @@ func (c *creation) planDisk(ctx context.Context, plan *newGuest, id model.VMID, 
 	if err != nil {
 		return model.Invalidf(key, "%v", err)
 	}
-	gib, err := strconv.ParseFloat(strings.TrimPrefix(disk.Volume, name+":"), 64)
+	size := strings.TrimPrefix(disk.Volume, name+":")
+	if _, err := units.ParseBytes(size); err == nil && strings.Trim(size, "0123456789.") != "" {
+		return model.Invalidf(key, "the size of a new volume is a number of GiB: write %s:4 for 4 GiB, not %s", name, disk.Volume)
+	}
+	gib, err := strconv.ParseFloat(size, 64)
 	if err != nil { // the name of a volume
 		ctx, cancel := context.WithTimeout(ctx, storageDeadline)
 		defer cancel()

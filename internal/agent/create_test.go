@@ -21,6 +21,7 @@ import (
 	"sauh.dev/sauh/internal/qemu"
 	"sauh.dev/sauh/internal/storage"
 	"sauh.dev/sauh/internal/store"
+	"sauh.dev/sauh/internal/sys"
 )
 
 // run waits for the task that a method of the API began and returns its error.
@@ -129,6 +130,7 @@ func TestMalformedValuesOfANewGuestNameTheirKeyAndMakeNothing(t *testing.T) {
 		{"virtio1", "nas:", ""},
 		{"virtio1", "nas:0", "a new volume needs a size: write nas:4 for 4 GiB, or nas:0,import-from=FILE"},
 		{"virtio1", "nas:-4", "a new volume needs a size: write nas:4 for 4 GiB, or nas:0,import-from=FILE"},
+		{"virtio1", "nas:1G", "the size of a new volume is a number of GiB: write nas:4 for 4 GiB, not nas:1G"},
 		{"virtio1", "nas:NaN", "a new volume needs a size: write nas:4 for 4 GiB, or nas:0,import-from=FILE"},
 		{"virtio1", "nas:-4,import-from=/image", ""},
 		{"virtio1", "nas:Inf,import-from=/image", ""},
@@ -184,6 +186,24 @@ func TestAStorageHoldsImagesAlone(t *testing.T) {
 		err := n.m.roles.Storages.AddStorage(t.Context(), "nas", map[string]string{"type": "dir", "path": t.TempDir(), "content": content})
 		refused(t, err, model.ErrInvalid, "content: a storage of this version holds images and nothing else: write images, or leave it out")
 	}
+}
+
+func TestADirectoryIsOneStorage(t *testing.T) {
+	n := newNode(t)
+	dir := n.storage("nas", "")
+	err := n.m.roles.Storages.AddStorage(t.Context(), "two", map[string]string{"type": "dir", "path": dir})
+	refused(t, err, model.ErrInvalid, "path: storage nas has the directory "+dir+" already")
+	list, err := n.m.roles.Storages.ListStorages(t.Context())
+	if err != nil || len(list) != 1 || list[0].LateWrites {
+		t.Errorf("the storages are %+v: %v", list, err)
+	}
+}
+
+func TestAStoppedGuestHasNoConsole(t *testing.T) {
+	n := newNode(t)
+	n.put(model.GuestConfigKey("n1", 100), "name: web\n")
+	_, err := n.m.roles.Guests.Console(t.Context(), 100)
+	refused(t, err, model.ErrNotFound, "guest 100 is stopped and has no console: start it with `sauh vm start 100`")
 }
 
 func TestAnIdThatIsTakenIsRefused(t *testing.T) {
@@ -366,6 +386,14 @@ func TestDestroyLeavesNothingHalfDoneWhenAnotherGuestHasTheVolume(t *testing.T) 
 	refused(t, n.destroyGuest(100), model.ErrBusy, "volume nas:100/vm-100-disk-0.raw of guest 100 is also virtio1 of guest 241 on n2: detach it there first")
 	stays()
 	n.delete(model.GuestConfigKey("n2", 241))
+	path, _, err := must1(n.m.starter.storages.driver("nas"))(t).File(t.Context(), volume)
+	must(t, err)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	must(t, sys.TryLockRange(f, 100, 200)) // as a QEMU of which nobody knows does
+	refused(t, n.destroyGuest(100), model.ErrBusy, "volume nas:100/vm-100-disk-0.raw is in use: stop the guest or the program that has it open")
+	stays()
+	must(t, f.Close())
 	n.runsAs(qemu.Spec{VMID: 241, Disks: []qemu.Disk{{ID: "scsi1", Volume: volume}}})
 	refused(t, n.destroyGuest(100), model.ErrBusy, "volume nas:100/vm-100-disk-0.raw of guest 100 is also scsi1 of guest 241, which runs with it on n1: detach it there first")
 	stays()

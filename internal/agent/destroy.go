@@ -41,8 +41,26 @@ func (c *creation) mayDestroy(ctx context.Context, id model.VMID) (ownership, *p
 		if user := c.userOf(volume, id); user != "" {
 			return o, nil, model.Errorf(model.ErrBusy, "volume %s of guest %s is also %s: detach it there first", volume, id, user)
 		}
+		if err := c.checkUnused(ctx, volume); errors.Is(err, storage.ErrInUse) {
+			return o, nil, err // any other error is the volume's own, and must not keep a guest for ever
+		}
 	}
 	return o, conf, nil
+}
+
+func (c *creation) checkUnused(ctx context.Context, volume string) error {
+	name, _ := volumeStorage(volume)
+	drv, err := c.storages.driver(name)
+	if err != nil {
+		return err
+	}
+	checker, ok := drv.(storage.UseChecker)
+	if !ok {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, storageDeadline)
+	defer cancel()
+	return checker.CheckUnused(ctx, volume)
 }
 
 // userOf says which other guest than id has the volume, by its file or by its process on this node: "virtio0 of guest 101 on n2".

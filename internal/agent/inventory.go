@@ -185,5 +185,8 @@ func (v *inventory) Console(ctx context.Context, id model.VMID) (io.ReadWriteClo
 	if _, err := v.files.own(id); err != nil {
 		return nil, err
 	}
+	if v.procs.get(id) == nil && v.procs.unadopted(id) == nil {
+		return nil, model.Errorf(model.ErrNotFound, "guest %s is stopped and has no console: start it with `sauh vm start %s`", id, id)
+	}
 	return qemu.Console(ctx, v.paths.qemuRun(), id)
 }

@@ -207,7 +207,7 @@ func TestAKeyEndsAtItsSecond(t *testing.T) {
 	r.Time = end.UnixNano()
 	before := n.dump()
 	_, err = n.m.membership.admit(t.Context(), r, end)
-	refused(t, err, model.ErrInvalid, "the join key expired at "+end.UTC().Format(time.RFC3339)+": make a new one with `sauh cluster key` on a member")
+	refused(t, err, model.ErrInvalid, "the join key expired at "+end.UTC().Format("2006-01-02 15:04:05 UTC")+": make a new one with `sauh cluster key` on a member")
 	if diff := cmp.Diff(before, n.dump()); diff != "" {
 		t.Error(diff)
 	}

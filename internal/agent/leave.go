@@ -63,8 +63,7 @@ func (a *Agent) takeOut(m *member) error {
 	if err := m.membership.takeOut(m.ctx); err != nil {
 		return err
 	}
-	a.log.Info("left the cluster", "cluster", m.cluster.Name)
-	a.dissolve(m)
+	a.dissolve(m, "left cluster "+m.cluster.Name)
 	return nil
 }
 

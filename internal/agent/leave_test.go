@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -44,6 +45,9 @@ func (n *node) isOut() {
 	}
 	if _, err := os.Stat(n.paths.membership()); !errors.Is(err, os.ErrNotExist) {
 		n.t.Errorf("the membership is still on the disk: %v", err)
+	}
+	if err := n.a.noMember(); !strings.Contains(err.Error(), "this node belongs to no cluster (it left cluster test at 20") {
+		n.t.Errorf("nobody is told how that came: %v", err)
 	}
 }
 

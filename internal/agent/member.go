@@ -10,7 +10,9 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -321,8 +323,8 @@ func (m *member) watchAble(ctx context.Context) {
 func (a *Agent) startMember(ctx context.Context, ms *Membership) error {
 	m, err := a.openMember(ctx, ms)
 	if errors.Is(err, etcd.ErrRemoved) {
-		a.log.Warn("this node was removed from the cluster", "cluster", ms.Cluster.Name)
 		a.wipeMembership()
+		a.noteEnd("was removed from cluster " + ms.Cluster.Name)
 		return nil
 	}
 	if err != nil {
@@ -366,8 +368,7 @@ func (a *Agent) watchMembership(m *member) {
 		a.joining.Lock()
 		defer a.joining.Unlock()
 		if a.current.Load() == m {
-			a.log.Warn("this node was removed from the cluster", "cluster", m.cluster.Name)
-			a.dissolve(m)
+			a.dissolve(m, "was removed from cluster "+m.cluster.Name)
 		}
 	} else if err != nil {
 		// Without its store the node cannot renew: the guard does what is needed, and a restart begins anew.
@@ -379,13 +380,32 @@ func (a *Agent) watchMembership(m *member) {
 }
 
 // dissolve ends a membership for good, unless the agent is ending it already: then the next one does.
-func (a *Agent) dissolve(m *member) {
+func (a *Agent) dissolve(m *member, how string) {
 	if !a.current.CompareAndSwap(m, nil) {
 		return
 	}
 	m.live.KillAll(context.WithoutCancel(m.ctx))
 	m.close()
 	a.wipeMembership()
+	a.noteEnd(how)
+}
+
+// noteEnd keeps how the last membership ended, for whoever wonders why this node has none.
+func (a *Agent) noteEnd(how string) {
+	a.log.Warn("this node " + how)
+	line := fmt.Sprintf("%s at %s\n", how, time.Now().UTC().Format("2006-01-02 15:04:05 UTC"))
+	if err := sys.WriteFile(a.opts.Paths.former(), []byte(line)); err != nil {
+		a.log.Warn("the end of the membership is not noted", "err", err)
+	}
+}
+
+// former says how the last membership ended, "" if there was none.
+func (a *Agent) former() string {
+	line, err := os.ReadFile(a.opts.Paths.former())
+	if err != nil {
+		return ""
+	}
+	return " (it " + strings.TrimSpace(string(line)) + ")"
 }
 
 // stopMember ends the membership's routines at the agent's end; guests run on.

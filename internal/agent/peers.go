@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -99,7 +100,7 @@ func callPeer[Resp any](ctx context.Context, p *peers, node, path string, req an
 		return out.Data, fmt.Errorf("ask node %s: %w", node, err) // whoever asked gave up: that says nothing of the node
 	}
 	if err != nil {
-		return out.Data, model.Errorf(model.ErrUnavailable, "node %s does not answer: %v", node, err)
+		return out.Data, model.Errorf(model.ErrUnavailable, "node %s does not answer: %s", node, strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {

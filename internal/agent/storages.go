@@ -117,7 +117,7 @@ func (s *storages) ListStorages(ctx context.Context) ([]api.StorageInfo, error) 
 	}
 	out := make([]api.StorageInfo, 0, len(set.all))
 	for _, st := range set.all {
-		info := api.StorageInfo{Storage: st.ID, Type: st.Type, Path: st.Path, Content: strings.Join(st.Content, ","), Shared: st.Shared}
+		info := api.StorageInfo{Storage: st.ID, Type: st.Type, Path: st.Path, Content: strings.Join(st.Content, ","), Shared: st.Shared, LateWrites: st.LateWrites}
 		d, err := openStorage(st, s.node)
 		if err == nil {
 			cctx, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -172,9 +172,17 @@ func (s *storages) AddStorage(ctx context.Context, name string, params map[strin
 			if x.ID == name {
 				return nil, model.Errorf(model.ErrExists, "storage ID '%s' already exists", name)
 			}
+			if x.Path == add.Path && x.Path != "" && sameNodes(x.Nodes, add.Nodes) {
+				return nil, model.Invalidf("path", "storage %s has the directory %s already", x.ID, x.Path)
+			}
 		}
 		return append(all, add), nil
 	})
+}
+
+// sameNodes reports whether two lists of nodes, of which an empty one means all, have one in common.
+func sameNodes(a, b []string) bool {
+	return len(a) == 0 || len(b) == 0 || slices.ContainsFunc(a, func(n string) bool { return slices.Contains(b, n) })
 }
 
 // RemoveStorage implements api.Storages: the entry goes, the data stays.

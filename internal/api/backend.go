@@ -166,8 +166,10 @@ type StorageInfo struct {
 	Path    string `json:"path,omitempty"`
 	Content string `json:"content"`
 	Shared  bool   `json:"shared"`
-	Active  bool   `json:"active"`
-	Reason  string `json:"reason,omitempty"` // why it is not active
+	// LateWrites: what a node that was cut off had begun to write may still arrive, so the node is reset.
+	LateWrites bool   `json:"late_writes"`
+	Active     bool   `json:"active"`
+	Reason     string `json:"reason,omitempty"` // why it is not active
 	storage.Capacity
 }
 

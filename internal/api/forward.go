@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httputil"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -69,7 +70,7 @@ func (s *server) forward(w http.ResponseWriter, r *http.Request, node string) er
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 			var e *apiError
 			if !errors.As(err, &e) {
-				e = unreachable(node, err)
+				e = s.unreachable(r.Context(), node, err)
 			}
 			s.fail(w, r, e)
 		},
@@ -87,8 +88,14 @@ func (s *server) transport(node string) (http.RoundTripper, error) {
 	return rt, err
 }
 
-func unreachable(node string, err error) *apiError {
-	e := errorf(StatusUnreachable, "node '%s' does not answer: %v", node, err)
+// unreachable says whether a node that does not answer is known to be off.
+func (s *server) unreachable(ctx context.Context, node string, err error) *apiError {
+	why := strings.ReplaceAll(err.Error(), "\n", "; ")
+	e := errorf(StatusUnreachable, "node '%s' does not answer: %s", node, why)
+	st, err := s.b.Cluster.Status(context.WithoutCancel(ctx))
+	if i := slices.IndexFunc(st.Nodes, func(n NodeStatus) bool { return n.Name == node }); err == nil && i >= 0 && !st.Nodes[i].Online {
+		e.message = fmt.Sprintf("node '%s' is offline: switch it on, or see what is up with 'sauh cluster status' (%s)", node, why)
+	}
 	e.kind = KindOf(model.ErrUnavailable)
 	return e
 }
@@ -132,7 +139,7 @@ func (s *server) ask(ctx context.Context, node, path string, into any) error {
 	req.Header.Set(forwardedHeader, s.b.Peers.LocalNode())
 	resp, err := rt.RoundTrip(req)
 	if err != nil {
-		return unreachable(node, err)
+		return s.unreachable(ctx, node, err)
 	}
 	defer resp.Body.Close()
 	if err := upstreamError(resp); err != nil {
@@ -140,7 +147,7 @@ func (s *server) ask(ctx context.Context, node, path string, into any) error {
 	}
 	b, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return unreachable(node, err)
+		return s.unreachable(ctx, node, err)
 	}
 	data := struct {
 		Data any `json:"data"`

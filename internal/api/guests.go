@@ -16,6 +16,7 @@ import (
 func (s *server) guestRoutes() []route {
 	return []route{
 		here("GET /sauh/guests", func(ctx context.Context, _ *call) (any, error) { return orEmpty(s.b.Guests.List(ctx)) }),
+		here("GET /sauh/guests/{vmid}/config", s.guestStored),
 		onNode("GET /nodes/{node}/qemu", s.guestList, flag("full")),
 		withGuestKeys(onNode("POST /nodes/{node}/qemu", s.guestCreate, required(vmidParam()), flag("start"))),
 		onNode("GET /nodes/{node}/qemu/{vmid}", s.guestIndex),
@@ -135,7 +136,7 @@ func (s *server) guestDestroy(ctx context.Context, c *call) (any, error) {
 	}
 	if err == nil {
 		if !c.args.bool("purge") {
-			return nil, errorf(http.StatusInternalServerError, "unable to remove VM %d - used in HA resources and purge parameter not set.", id)
+			return nil, errorf(http.StatusInternalServerError, "unable to remove VM %d - used in HA resources and purge parameter not set: `sauh vm destroy %d --purge` takes it out of them, too", id, id)
 		}
 		if err := s.b.HA.HARemove(ctx, id.SID(), true); err != nil {
 			return nil, err
@@ -153,6 +154,15 @@ func (s *server) guestConfig(ctx context.Context, c *call) (any, error) {
 	if snap := c.args["snapshot"]; snap != "" {
 		return nil, notFoundf("snapshot '%s' does not exist", snap)
 	}
+	return s.storedConfig(ctx, id)
+}
+
+// guestStored is any guest's configuration as this node's copy of the store has it, also while its node is off.
+func (s *server) guestStored(ctx context.Context, c *call) (any, error) {
+	return s.storedConfig(ctx, c.args.vmid())
+}
+
+func (s *server) storedConfig(ctx context.Context, id model.VMID) (any, error) {
 	cfg, err := s.b.Guests.Config(ctx, id)
 	if err != nil {
 		return nil, err

@@ -251,7 +251,7 @@ func (p param) check(value string) string {
 		}
 	case kindBool:
 		if value != "0" && value != "1" {
-			return fmt.Sprintf("type check ('boolean') failed - got '%s'", value)
+			return fmt.Sprintf("type check ('boolean') failed - got '%s': write 1 or 0", value)
 		}
 	case kindText:
 		return p.checkText(value)

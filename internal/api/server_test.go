@@ -176,7 +176,7 @@ func TestDestroyTakesAProtectedGuestOutOfHAOnlyWithPurge(t *testing.T) {
 	f.Guests[0].Status = "stopped"
 	srv := serve(t, f)
 	got := exchange(t, srv, "DELETE /nodes/n1/qemu/100")
-	if want := "500 unable to remove VM 100 - used in HA resources and purge parameter not set."; !strings.Contains(got, want) {
+	if want := "500 unable to remove VM 100 - used in HA resources and purge parameter not set: `sauh vm destroy 100 --purge` takes it out of them, too"; !strings.Contains(got, want) {
 		t.Errorf("got\n%swant %s", got, want)
 	}
 	exchange(t, srv, "DELETE /nodes/n1/qemu/100?purge=1")
@@ -259,6 +259,19 @@ func TestANodeThatDoesNotAnswerIsStatus595(t *testing.T) {
 	got := exchange(t, front, "GET /nodes/n3/qemu")
 	if want := "< 595 node 'n3' does not answer: "; !strings.Contains(got, want) {
 		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func TestANodeThatIsOffIsSaidToBe(t *testing.T) {
+	n1, _, front := pair(t)
+	n1.Change(func() { n1.Cluster.Nodes[2].Online = false })
+	got := exchange(t, front, "POST /nodes/n3/qemu vmid=300")
+	if want := "< 595 node 'n3' is offline: switch it on, or see what is up with 'sauh cluster status' ("; !strings.Contains(got, want) {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	// What is in the store needs no node but this one.
+	if got = exchange(t, front, "GET /sauh/guests/100/config"); !strings.Contains(got, `"name":"web"`) {
+		t.Errorf("got %s", got)
 	}
 }
 

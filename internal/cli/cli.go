@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -75,7 +76,7 @@ func (m *Main) Run(ctx context.Context, args []string) int {
 	return 1
 }
 
-// interrupted is the exit status after Ctrl-C, as shells have it.
+// interrupted is the exit status after Ctrl-C, as a shell gives it: 128 and the number of SIGINT.
 const interrupted = 130
 
 // sentence makes sure that an error is one line.
@@ -99,31 +100,30 @@ func (m *Main) root() *cobra.Command {
 	root.AddCommand(m.simCommand())
 	refuseUnknown(root)
 	root.SetHelpCommand(helpCommand())
+	root.Version = m.Version.Version
+	root.SetVersionTemplate("sauh {{.Version}}\n")
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, "%s", flagSentence(err)) })
-	root.Version = m.Version.Version
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, "%s", flagProblem(cmd, err)) })
 	return root
 }
 
-// flagSentence says what kind of value a flag wants; the flag library prints what Go's parsers said.
-func flagSentence(err error) string {
-	text := err.Error()
-	value, rest, ok := strings.Cut(strings.TrimPrefix(text, "invalid argument "), " for ")
-	flag, cause, ok2 := strings.Cut(rest, " flag: ")
-	if !ok || !ok2 {
-		return text
+// flagProblem says what a flag takes; pflag's own words are those of Go's parsers.
+func flagProblem(cmd *cobra.Command, err error) string {
+	var value, flag string
+	if _, other := fmt.Sscanf(err.Error(), "invalid argument %q for %q flag:", &value, &flag); other != nil {
+		return err.Error()
 	}
-	flag = strings.Trim(flag, `"`)
-	switch {
-	case strings.HasPrefix(cause, "strconv.ParseBool"):
-		return flag + ": " + value + " is neither true nor false"
-	case strings.HasPrefix(cause, "strconv.Parse"):
-		return flag + ": " + value + " is not a whole number"
-	case strings.HasPrefix(cause, "time: "):
-		return flag + ": " + value + " is not a length of time: write a number and s, m or h, such as 90s or 1h30m"
+	_, name, _ := strings.Cut(flag, "--") // "--nodes", or "-o, --output"
+	f := cmd.Flags().Lookup(name)
+	if f == nil {
+		return err.Error()
 	}
-	return text
+	takes := map[string]string{"int": "a whole number", "duration": "a time such as 90s, 10m or 2h", "bool": "true or false"}[f.Value.Type()]
+	if takes == "" {
+		return err.Error()
+	}
+	return fmt.Sprintf("--%s takes %s, not %q", name, takes, value)
 }
 
 // group is a command that only has others below it.
@@ -184,8 +184,20 @@ func takesOptional(n int, names ...string) cobra.PositionalArgs {
 		switch {
 		case len(args) < n:
 			return usageError(cmd, "%s needs %s", cmd.CommandPath(), strings.Join(names[len(args):n], " and "))
+		case slices.Contains(args, ""):
+			return usageError(cmd, "%s needs %s, not an empty word", cmd.CommandPath(), strings.Join(names, " and "))
 		case len(args) > len(names):
 			return usageError(cmd, "%s does not take the argument %q", cmd.CommandPath(), args[len(names)])
+		}
+		return nil
+	}
+}
+
+// takesMore demands the arguments named and takes others after them.
+func takesMore(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < len(names) {
+			return usageError(cmd, "%s needs %s", cmd.CommandPath(), strings.Join(names[len(args):], " and "))
 		}
 		return nil
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -160,4 +161,14 @@ func await(ts *testscript.TestScript, f *apitest.Fake, call string) {
 		<-time.After(5 * time.Millisecond)
 	}
 	ts.Fatalf("the agent was never asked for %s", call)
+}
+
+func TestWhatWasInterruptedEndsWithTheStatusThatAShellGivesIt(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var stderr strings.Builder
+	m := &cli.Main{Stdout: io.Discard, Stderr: &stderr, Getenv: func(string) string { return "/nowhere" }, Now: now}
+	if got := m.Run(ctx, []string{"cluster", "status"}); got != 130 || stderr.String() != "sauh: interrupted\n" {
+		t.Errorf("status %d, %q", got, stderr.String())
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/netip"
 	"strconv"
 	"time"
 
@@ -31,6 +32,11 @@ func (m *Main) clusterCreate() *cobra.Command {
 	cmd.Flags().StringVar(&r.HAProfile, "ha-profile", "", "times of the lease, for good: default (a lost node's guests move after 10.5 s) or fast (5.5 s; needs a network that is never away for 4)")
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		r.Name = args[0]
+		for flag, addr := range map[string]string{"mgmt": r.Mgmt, "cluster": r.Cluster} {
+			if _, err := netip.ParseAddr(addr); addr != "" && err != nil {
+				return usageError(cmd, "--%s takes an IP address, not %q", flag, addr)
+			}
+		}
 		if err := c.CreateCluster(ctx, r); err != nil {
 			return err
 		}
@@ -39,6 +45,9 @@ func (m *Main) clusterCreate() *cobra.Command {
 	})
 	return cmd
 }
+
+// maxValid is as long as the agent makes keys for.
+const maxValid = 7 * 24 * time.Hour
 
 func (m *Main) clusterKey() *cobra.Command {
 	valid := time.Hour
@@ -52,6 +61,9 @@ func (m *Main) clusterKey() *cobra.Command {
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
 		if valid < time.Second {
 			return usageError(cmd, "--valid is at least 1s, not %s", valid)
+		}
+		if valid > maxValid {
+			return usageError(cmd, "--valid is at most 168h, which is seven days, not %s", valid)
 		}
 		k, err := c.ClusterKey(ctx, valid)
 		if err != nil {
@@ -109,7 +121,7 @@ func (m *Main) printCluster(w io.Writer, st api.ClusterStatus) {
 	}
 	facts(w, "Cluster", st.Name, "Id", st.UUID, "Quorate", quorate,
 		"Expected votes", strconv.Itoa(st.ExpectedVotes), "Total votes", strconv.Itoa(st.TotalVotes), "Quorum", strconv.Itoa(st.Quorum),
-		"Store leader", st.Leader, "HA manager", st.Manager, "Config version", strconv.FormatInt(st.ConfigVersion, 10))
+		"Store leader", st.Leader, "HA manager", st.Manager, "Config revision", strconv.FormatInt(st.ConfigVersion, 10))
 	fmt.Fprintln(w)
 	rows := [][]string{{"NODE", "ID", "MANAGEMENT", "CLUSTER", "VOTES", "STATE", "ONLINE SINCE", "EPOCH"}}
 	for _, n := range st.Nodes {

@@ -56,6 +56,9 @@ func (m *Main) console(ctx context.Context, port io.ReadWriteCloser, node string
 		fmt.Fprintf(m.Stderr, "connected to guest %d on node %s, Ctrl-] leaves\r\n", id, node)
 		defer fmt.Fprintf(m.Stderr, "\r\nleft the console of guest %d\r\n", id)
 	}
+	if !tty {
+		fmt.Fprintf(m.Stderr, "connected to guest %d on node %s until it ends; Ctrl-C leaves\n", id, node)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	var inErr error

@@ -29,6 +29,12 @@ func imageBuildCommand() *cobra.Command {
 			"With --ip the image gets that address; without it, it does not boot until it was given one.",
 		Args: takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if out == "" {
+				return usageError(cmd, "%s needs --out FILE", cmd.CommandPath())
+			}
+			if _, err := os.Lstat(out); err == nil {
+				return fmt.Errorf("%s exists already: delete it, or write another --out", out)
+			}
 			config, err := imageConfig(ip, gateway, hostname)
 			if err != nil {
 				return err
@@ -55,14 +61,13 @@ func imageBuildCommand() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&out, "out", "", "file to write; it must not exist")
+	f.StringVar(&out, "out", "", "file to write; it must not exist (needed)")
 	f.StringVar(&o.Guest, "guest", "", "the guest program (default: sauh-guest beside this program)")
 	f.StringVar(&o.CacheDir, "cache", image.DefaultCacheDir, "directory that keeps kernels and images")
 	f.StringVar(&o.KernelPackage, "kernel", "", "Debian kernel package (default: what linux-image-cloud-amd64 stands for)")
 	f.StringVar(&ip, "ip", "", "the guest's address with the length of its network, 10.10.1.100/24")
 	f.StringVar(&gateway, "gateway", "", "the guest's gateway")
 	f.StringVar(&hostname, "hostname", "probe", "the guest's host name")
-	_ = cmd.MarkFlagRequired("out") // the flag exists
 	return cmd
 }
 

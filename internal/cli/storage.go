@@ -87,14 +87,14 @@ func (m *Main) storageList() *cobra.Command {
 			return err
 		}
 		return out.print(list, func(w io.Writer) {
-			rows := [][]string{{"STORAGE", "TYPE", "SHARED", "ACTIVE", "TOTAL", "USED", "AVAILABLE", "PATH"}}
+			rows := [][]string{{"STORAGE", "TYPE", "CONTENT", "SHARED", "LATE WRITES", "ACTIVE", "TOTAL", "USED", "AVAILABLE", "PATH"}}
 			for _, s := range list {
 				active := yesNo(s.Active)
 				if s.Reason != "" {
 					active += ": " + s.Reason
 				}
 				rows = append(rows, []string{
-					s.Storage, s.Type, yesNo(s.Shared), active, units.FormatBytes(s.Total), units.FormatBytes(s.Used), units.FormatBytes(s.Available), s.Path,
+					s.Storage, s.Type, s.Content, yesNo(s.Shared), yesNo(s.LateWrites), active, units.FormatBytes(s.Total), units.FormatBytes(s.Used), units.FormatBytes(s.Available), s.Path,
 				})
 			}
 			table(w, rows...)

@@ -168,6 +168,8 @@ func (m *Main) vmCreate() *cobra.Command {
 	var start bool
 	cmd := &cobra.Command{
 		Use: "create VMID", Short: "Make a guest",
+		Long: "A disk is STORAGE:GIB for a new volume, STORAGE:0,import-from=FILE for a copy of an image, or a volume that exists.\n" +
+			"With --set onboot=1 the guest is started whenever its node boots.",
 		Example: "  sauh vm create 100 --name web --memory 512 --cores 2 --virtio0 nas:4,format=qcow2 --net0 virtio,bridge=vmbr0 --serial0 socket --start",
 		Args:    takes("VMID"),
 	}
@@ -218,13 +220,40 @@ func (m *Main) vmSet() *cobra.Command {
 		if len(set) == 0 && len(del) == 0 {
 			return usageError(cmd, "nothing to change: give a key or --delete")
 		}
-		if err := c.SetGuestConfig(ctx, node, id, set, del, digest); err != nil {
+		for _, k := range del {
+			if _, both := set[k]; both {
+				return usageError(cmd, "%s cannot be set and deleted at once", k)
+			}
+		}
+		unused := unusedVolumes(ctx, c, node, id, del)
+		err = c.SetGuestConfig(ctx, node, id, set, del, digest)
+		if digest != "" && errors.Is(err, model.ErrConflict) {
+			return fmt.Errorf("nothing was changed: the configuration of guest %d has another digest than %s by now; see 'sauh vm config %d --output json'", id, digest, id)
+		}
+		if err != nil {
 			return err
+		}
+		for _, volume := range unused {
+			fmt.Fprintf(m.Stderr, "the volume %s itself stays: 'sauh storage free %s' deletes it\n", volume, volume)
 		}
 		m.say("guest %d changed%s", id, laterNote(ctx, c, node, id, set, del))
 		return nil
 	})
 	return cmd
+}
+
+// unusedVolumes are the volumes of the keys unused[n] among del, as far as that can be found out.
+func unusedVolumes(ctx context.Context, c *client.Client, node string, id model.VMID, del []string) []string {
+	var out []string
+	for _, k := range del {
+		if !strings.HasPrefix(k, "unused") {
+			continue
+		}
+		if cfg, err := c.GuestConfig(ctx, node, id); err == nil && cfg.Values[k] != "" {
+			out = append(out, cfg.Values[k])
+		}
+	}
+	return out
 }
 
 // laterNote says which changes a guest that runs does not see yet, "" if there are none.
@@ -244,6 +273,10 @@ func (m *Main) vmConfig() *cobra.Command {
 	out := m.outputFlag(cmd)
 	cmd.RunE = m.onGuest(func(ctx context.Context, c *client.Client, node string, id model.VMID) error {
 		cfg, err := c.GuestConfig(ctx, node, id)
+		if errors.Is(err, model.ErrUnavailable) {
+			fmt.Fprintf(m.Stderr, "node %s does not answer: this is the configuration in the store\n", node)
+			cfg, err = c.StoredConfig(ctx, node, id)
+		}
 		if err != nil {
 			return err
 		}

@@ -122,7 +122,7 @@ func TestARefusalIsTheSentinelItStandsFor(t *testing.T) {
 
 func TestARefusalWithParametersNamesThemAll(t *testing.T) {
 	_, err := agent(t, apitest.New()).CreateGuest(t.Context(), "n1", api.CreateGuestRequest{VMID: 200, Params: map[string]string{"cores": "x", "acpi": "y"}})
-	if want := "acpi: type check ('boolean') failed - got 'y'; cores: type check ('integer') failed - got 'x'"; err == nil || err.Error() != want {
+	if want := "acpi: type check ('boolean') failed - got 'y': write 1 or 0; cores: type check ('integer') failed - got 'x'"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 }

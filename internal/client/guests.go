@@ -81,8 +81,17 @@ func (c *Client) CreateGuest(ctx context.Context, node string, r api.CreateGuest
 
 // GuestConfig returns a guest's configuration as text, and its digest.
 func (c *Client) GuestConfig(ctx context.Context, node string, id model.VMID) (api.GuestConfig, error) {
+	return c.config(ctx, guestPath(node, id)+"/config", node, id)
+}
+
+// StoredConfig is GuestConfig from the asked node's copy of the store, which needs no other node and may be stale.
+func (c *Client) StoredConfig(ctx context.Context, node string, id model.VMID) (api.GuestConfig, error) {
+	return c.config(ctx, "/sauh/guests/"+id.String()+"/config", node, id)
+}
+
+func (c *Client) config(ctx context.Context, path, node string, id model.VMID) (api.GuestConfig, error) {
 	var raw map[string]json.RawMessage
-	if err := c.get(ctx, guestPath(node, id)+"/config", nil, &raw); err != nil {
+	if err := c.get(ctx, path, nil, &raw); err != nil {
 		return api.GuestConfig{}, err
 	}
 	cfg := api.GuestConfig{Values: map[string]string{}, Node: node}

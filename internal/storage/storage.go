@@ -69,6 +69,12 @@ type Allocation struct {
 	Size   int64  // bytes; the driver rounds it up so that a guest can use the whole
 }
 
+// UseChecker is a Driver that can say whether a process has an image open.
+type UseChecker interface {
+	// CheckUnused returns ErrInUse, ErrNotFound, ErrUnavailable. Its answer may be over when it arrives.
+	CheckUnused(ctx context.Context, volid string) error
+}
+
 // Driver is one configured storage. Calls return within their context's deadline.
 type Driver interface {
 	Features() Features

@@ -95,7 +95,7 @@ func New() *Fake {
 		Configs: map[model.VMID]api.GuestConfig{100: {
 			Values: map[string]string{"name": "web", "memory": "512", "cores": "2", "onboot": "1", "virtio0": "nas:100/vm-100-disk-0.qcow2,size=1G"},
 			Keys:   []string{"name", "memory", "cores", "onboot", "virtio0"}, Digest: "da39a3ee5e6b4b0d3255bfef95601890afd80709", Node: "n1",
-		}},
+		}, 102: {Values: map[string]string{"name": "mail"}, Keys: []string{"name"}, Digest: "00", Node: "n2"}},
 		Logs: map[string][]string{},
 		Storages: []api.StorageInfo{{
 			Storage: "nas", Type: "dir", Path: "/mnt/nas", Content: "images", Shared: true, Active: true,

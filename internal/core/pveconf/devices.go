@@ -222,7 +222,11 @@ func parseMemory(value string) (int64, error) {
 		return 0, err
 	}
 	current, _ := ps.Get("current")
-	return parseInt("memory", current, 16, 16<<20) // 16 MiB to 16 TiB, in MiB
+	n, err := parseInt("memory", current, 16, 16<<20) // 16 MiB to 16 TiB, in MiB
+	if err != nil {
+		return 0, model.Invalidf("memory", "%q is not allowed: use a whole number of MiB from 16 to %d", current, 16<<20)
+	}
+	return n, nil
 }
 
 func parseMachine(value string) (string, error) {

@@ -123,7 +123,7 @@ func TestAnEmptyFileHasProxmoxVEsDefaults(t *testing.T) {
 func TestWhatIsWrongIsRefusedWithItsLine(t *testing.T) {
 	for text, want := range map[string]string{
 		"name: a\nmemory 512\n":            `line 2: "memory 512": not a configuration line: write "key: value"`,
-		"name: a\n\n#x\nmemory: lots\n":    `line 4: memory: "lots" is not allowed: use a whole number from 16`,
+		"name: a\n\n#x\nmemory: lots\n":    `line 4: memory: "lots" is not allowed: use a whole number of MiB from 16`,
 		"memory: 8\n":                      "line 1: memory:",
 		"cores: 0\n":                       "line 1: cores:",
 		"cores: 1\ncores: 2\n":             "line 2: cores: given twice, first in line 1",

@@ -191,7 +191,7 @@ func badInput() []struct {
 		say("vm set 118 --memory many", "memory"),
 		say("vm set 118 --set bogus=1", "bogus"),
 		say("vm set 118 --delete bogus", "bogus"),
-		say("vm set 118 --memory 128 --digest 0123456789012345678901234567890123456789", "changed by other user"),
+		say("vm set 118 --memory 128 --digest 0123456789012345678901234567890123456789", "another digest"),
 		say("vm migrate 199 --to n2", "199", none),
 		say("ha add vm:199", "199", none),
 		say("ha add 101x", "101x"),

@@ -50,7 +50,10 @@ type Driver struct {
 	cfg Config
 }
 
-var _ storage.Driver = (*Driver)(nil)
+var (
+	_ storage.Driver     = (*Driver)(nil)
+	_ storage.UseChecker = (*Driver)(nil)
+)
 
 var (
 	storageID = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9\-_.]*[a-zA-Z0-9]$`)
@@ -323,6 +326,22 @@ func (d *Driver) Delete(ctx context.Context, volid string) error {
 	return err
 }
 
+// CheckUnused takes the image's lock for a moment.
+func (d *Driver) CheckUnused(ctx context.Context, volid string) error {
+	path, _, err := d.split(volid)
+	if err != nil {
+		return err
+	}
+	_, err = within(ctx, d, func() (struct{}, error) {
+		f, err := d.lock(volid, path)
+		if err == nil {
+			err = f.Close()
+		}
+		return struct{}{}, err
+	})
+	return err
+}
+
 // QEMU locks bytes 100 to 104 of an image for what it does with it and 200 to
 // 204 for what it does not let others do (block/file-posix.c); its lock bytes end below 300.
 const (
@@ -330,17 +349,29 @@ const (
 	imageLockBytes = 200
 )
 
-func (d *Driver) remove(ctx context.Context, volid, path string) error {
+// lock opens an image so that no QEMU can, until the file is closed.
+func (d *Driver) lock(volid, path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOFOLLOW, 0)
 	if err != nil {
-		return d.volumeError(volid, err)
+		return nil, d.volumeError(volid, err)
+	}
+	err = sys.TryLockRange(f, imageLockStart, imageLockBytes)
+	if err == nil {
+		return f, nil
+	}
+	f.Close()
+	if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EACCES) {
+		return nil, model.Errorf(storage.ErrInUse, "volume %s is in use: stop the guest or the program that has it open", volid)
+	}
+	return nil, d.volumeError(volid, err)
+}
+
+func (d *Driver) remove(ctx context.Context, volid, path string) error {
+	f, err := d.lock(volid, path)
+	if err != nil {
+		return err
 	}
 	defer f.Close()
-	if err := sys.TryLockRange(f, imageLockStart, imageLockBytes); errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EACCES) {
-		return model.Errorf(storage.ErrInUse, "volume %s is in use: stop the guest or the program that has it open", volid)
-	} else if err != nil {
-		return d.volumeError(volid, err)
-	}
 	if ctx.Err() != nil {
 		return d.unavailable(ctx.Err())
 	}

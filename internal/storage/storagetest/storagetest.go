@@ -284,10 +284,19 @@ func inUse(t *testing.T, s Setup) {
 				t.Fatal(err)
 			}
 			release := open(t, path, f)
+			checker, checks := d.(storage.UseChecker)
+			if checks {
+				wantErr(t, "CheckUnused of an open image", checker.CheckUnused(t.Context(), v.ID), storage.ErrInUse)
+			}
 			wantErr(t, "Delete of an open image", d.Delete(t.Context(), v.ID), storage.ErrInUse)
 			_, err = d.Import(t.Context(), storage.Allocation{VMID: guest}, path)
 			wantErr(t, "Import of an open image", err, storage.ErrInUse)
 			release()
+			if checks {
+				if err := checker.CheckUnused(t.Context(), v.ID); err != nil {
+					t.Errorf("CheckUnused after it was closed: %v", err)
+				}
+			}
 			if err := d.Delete(t.Context(), v.ID); err != nil {
 				t.Errorf("Delete after it was closed: %v", err)
 			}
