@@ -83,6 +83,11 @@ func (a *arrivals) startIncoming(ctx context.Context, r move.StartRequest) (move
 	if err != nil {
 		return nil, err
 	}
+	if r.Machine != "" {
+		if spec, err = spec.OnMachine(r.Machine); err != nil {
+			return nil, err
+		}
+	}
 	spec.Incoming, spec.Paused = true, true
 	if err := a.starter.prepareGroup(ctx, r.VMID, conf, set, r.Protected, at); err != nil {
 		return nil, err
@@ -216,14 +221,15 @@ func (a *arrivals) check(ctx context.Context, _ string, r checkRequest) (struct{
 	if err != nil {
 		return refuse("%v", err)
 	}
+	if _, err := spec.OnMachine(r.Machine); err != nil {
+		return refuse("%v", err)
+	}
 	_, available, err := memory()
 	switch {
 	case err != nil:
 		return none, err
 	case spec.Accel != r.Accel:
 		return refuse("the guest runs with %s, and there it would with %s", r.Accel, spec.Accel)
-	case spec.Machine != r.Machine:
-		return refuse("the guest has the machine type %s, and there it would have %s", r.Machine, spec.Machine)
 	case spec.CPU != r.CPU:
 		return refuse("the guest has the CPU %s, and there it would have %s", r.CPU, spec.CPU)
 	case available>>20 < spec.MemoryMiB:

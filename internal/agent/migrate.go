@@ -145,7 +145,7 @@ func (d *departures) migrateOnline(ctx context.Context, id model.VMID, target st
 		Peer:     movePeer{d.peers, target},
 		Check:    func(ctx context.Context, _ move.Request) error { return d.askTarget(ctx, target, check) },
 		Progress: t.Progress,
-	}, move.Request{VMID: id, Target: target, Task: t.UPID()})
+	}, move.Request{VMID: id, Target: target, Task: t.UPID(), Machine: check.Machine})
 	return err
 }
 

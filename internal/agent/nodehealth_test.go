@@ -97,9 +97,12 @@ func TestANodeThatWasCutOffIsNotSureOfItsCables(t *testing.T) {
 		now, renewed time.Duration
 		want         bool
 	}{
-		{healthAfter, healthAfter, true}, {20 * time.Second, 19 * time.Second, true},
+		{healthAfter, healthAfter, true},
+		{20 * time.Second, 19 * time.Second, true},
 		{28 * time.Second, 20 * time.Second, false}, // eight seconds without a cable, shorter than the lease
-		{29 * time.Second, 29 * time.Second, false}, {40 * time.Second, 40 * time.Second, false}, {43 * time.Second, 43 * time.Second, true},
+		{29 * time.Second, 29 * time.Second, false},
+		{40 * time.Second, 40 * time.Second, false},
+		{43 * time.Second, 43 * time.Second, true},
 		{44 * time.Second, -1, false},
 	} {
 		if got := at(c.now, c.renewed); got != c.want {

@@ -269,8 +269,12 @@ func TestRenewalsAreNoChange(t *testing.T) {
 		value string
 		want  bool
 	}{
-		{`{"boot_id":"b","epoch":1,"seq":1}`, true}, {`{"boot_id":"b","epoch":1,"seq":2}`, false}, {`{"boot_id":"b","epoch":1,"seq":3,"left":true}`, true},
-		{`{"boot_id":"b","epoch":2,"seq":3,"fenced":true}`, true}, {`{"boot`, true}, {`{"boot_id":"b","epoch":2,"seq":4}`, true},
+		{`{"boot_id":"b","epoch":1,"seq":1}`, true},
+		{`{"boot_id":"b","epoch":1,"seq":2}`, false},
+		{`{"boot_id":"b","epoch":1,"seq":3,"left":true}`, true},
+		{`{"boot_id":"b","epoch":2,"seq":3,"fenced":true}`, true},
+		{`{"boot`, true},
+		{`{"boot_id":"b","epoch":2,"seq":4}`, true},
 		{`{"boot_id":"b","epoch":2,"seq":5}`, false},
 	} {
 		m.reaches(t, put(t, other, key, c.value))

@@ -43,6 +43,8 @@ type StartRequest struct {
 	Config []byte
 	// Protected: the guard must have the guest's cgroup before QEMU starts.
 	Protected bool
+	// Machine is the type that the guest runs on at the source, "" from a source that does not say.
+	Machine string
 }
 
 // Peer is the agent of the target, seen from the source. Both calls are remote.
@@ -60,6 +62,8 @@ type PrepareRequest struct {
 	IntentRevision int64      `json:"intent_revision"`
 	// WasRunning: the guest shall run at the end. A paused guest arrives paused.
 	WasRunning bool `json:"was_running"`
+	// Machine is the type that the guest runs on.
+	Machine string `json:"machine,omitempty"`
 }
 
 // PrepareAnswer says where the target's QEMU listens.
@@ -141,6 +145,8 @@ type Request struct {
 	VMID   model.VMID
 	Target string
 	Task   string // UPID
+	// Machine is the type that the guest runs on.
+	Machine string
 }
 
 // Deadlines of what is asked of QEMU and of the target's agent.

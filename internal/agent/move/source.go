@@ -260,7 +260,7 @@ func (s *source) prepare() error {
 	defer cancel()
 	var err error
 	s.to, err = s.Peer.Prepare(ctx, PrepareRequest{
-		VMID: s.VMID, Task: s.Task, IntentRevision: s.note.IntentRevision, WasRunning: s.note.WasRunning,
+		VMID: s.VMID, Task: s.Task, IntentRevision: s.note.IntentRevision, WasRunning: s.note.WasRunning, Machine: s.Machine,
 	})
 	return err
 }

@@ -91,6 +91,7 @@ func (t *Target) begin(r PrepareRequest) (*target, error) {
 	run := &target{
 		committer: committer{TargetDeps: t.deps, id: r.VMID, note: n},
 		state:     migrate.Target{Limit: targetLimit(t.deps.Config)},
+		machine:   r.Machine,
 		aborts:    make(chan string, 1),
 		prepared:  make(chan struct{}),
 		over:      make(chan struct{}),
@@ -121,6 +122,7 @@ type target struct {
 	committer
 	driver
 	state    migrate.Target
+	machine  string // that the guest runs on
 	qemu     QEMU
 	answer   PrepareAnswer
 	cause    error         // why Prepare failed
@@ -277,7 +279,7 @@ func (r *target) start(ctx context.Context) error {
 		return err
 	}
 	r.guarded = r.protect.ModRevision != 0
-	q, err := r.Start(ctx, StartRequest{VMID: r.id, Config: r.conf.Value, Protected: r.guarded})
+	q, err := r.Start(ctx, StartRequest{VMID: r.id, Config: r.conf.Value, Protected: r.guarded, Machine: r.machine})
 	if err != nil {
 		return err
 	}
