@@ -193,16 +193,6 @@ func takesOptional(n int, names ...string) cobra.PositionalArgs {
 	}
 }
 
-// takesMore demands the arguments named and takes others after them.
-func takesMore(names ...string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) < len(names) {
-			return usageError(cmd, "%s needs %s", cmd.CommandPath(), strings.Join(names[len(args):], " and "))
-		}
-		return nil
-	}
-}
-
 // client speaks to the agent of this machine.
 func (m *Main) client() *client.Client {
 	return client.New(client.Options{Socket: m.Getenv("SAUH_SOCKET")})

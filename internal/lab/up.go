@@ -232,6 +232,10 @@ func copyFile(dst, src string, mode fs.FileMode) error {
 		return err
 	}
 	defer in.Close()
+	// A child forked now by another goroutine would keep the file open for writing until its own exec, and the kernel
+	// executes no such file ("text file busy").
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	// Written beside and renamed: the old copy may still be running somewhere.
 	out, err := os.OpenFile(dst+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, mode)
 	if err != nil {
