@@ -238,17 +238,19 @@ func TestAMoveThatCannotBeIsRefusedAndChangesNothing(t *testing.T) {
 	r.Refused("n2", "vm migrate 199 --to n2", "199", "does not exist")
 	r.Refused("n2", "vm migrate 101", "--to")
 	r.Refused("n2", "vm migrate 119 --to n2", "vmbr7", "does not exist", "n2")
-	r.PowerOff("n3")
-	r.Refused("n2", "vm migrate 101 --to n3 --online", "n3")
-	r.Eventually("n3 is known to be off", patience, func() error {
+	target := r.otherThan("n1", r.Cluster("n1").Leader) // without a leader of the store it would be said that there is no quorum
+	from := r.otherThan("n1", target)
+	r.PowerOff(target)
+	r.Refused(from, "vm migrate 101 --online --to "+target, target)
+	r.Eventually(target+" is known to be off", patience, func() error {
 		for _, n := range r.Cluster("n1").Nodes {
-			if n.Name == "n3" && n.Online {
+			if n.Name == target && n.Online {
 				return errors.New("it is shown online")
 			}
 		}
 		return nil
 	})
-	a := r.Refused("n2", "vm migrate 101 --to n3 --online", "n3 is not online")
+	a := r.Refused(from, "vm migrate 101 --online --to "+target, target+" is not online")
 	if a.took > time.Second {
 		t.Errorf("refused only after %v", a.took)
 	}
