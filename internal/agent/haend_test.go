@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"sauh.dev/sauh/internal/agent/move"
+	"sauh.dev/sauh/internal/agent/task"
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
 )
@@ -156,4 +157,17 @@ func TestANodeWithoutAQuorumEndsWhenItsLeaseIsOver(t *testing.T) {
 	if took := time.Since(start); took < shortLease().TakeAfter()-time.Second || n.live().Left {
 		t.Errorf("after %v, left %v", took, n.live().Left)
 	}
+}
+
+// The word is committed, and then the node is cut off: no view ever shows it the revision of its own word.
+func TestANodeThatLosesTheQuorumAfterItsWordEndsAllTheSame(t *testing.T) {
+	n := newEndingNode(t)
+	n.st.setQuorum(false)
+	upid, err := n.a.tasks.Start("nodeshutdown", "n1", func(ctx context.Context, task *task.Task) error {
+		return n.m.ending.awaitWorker(ctx, 1<<40, false, task)
+	})
+	must(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), shortLease().TakeAfter()+10*time.Second)
+	defer cancel()
+	must(t, n.a.tasks.Wait(ctx, upid))
 }

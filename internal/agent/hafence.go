@@ -45,6 +45,7 @@ type fencing struct {
 	missed map[string]uint64                     // by node and method: the epoch in which its shot failed
 	said   map[string]string                     // by node and method: what it said last
 	freed  map[string]uint64                     // by node: the epoch up to which the storage serves it again
+	busy   map[string]bool                       // nodes that are being shot, or served again: never both at once
 }
 
 // hearing knows when other nodes were last heard of.
@@ -64,7 +65,7 @@ type builtSet struct {
 
 func newFencing(f *fencing) *fencing {
 	f.sets, f.proofs = map[setKey]builtSet{}, map[string]map[string]corefence.Proof{}
-	f.missed, f.said, f.freed = map[string]uint64{}, map[string]string{}, map[string]uint64{}
+	f.missed, f.said, f.freed, f.busy = map[string]uint64{}, map[string]string{}, map[string]uint64{}, map[string]bool{}
 	return f
 }
 
@@ -215,8 +216,9 @@ func isBlocklist(method string) bool { return strings.HasPrefix(method, pveconf.
 // ask has one method asked whether the node has power.
 func (f *fencing) ask(ctx context.Context, a ha.AskFence) (ha.FenceResult, error) {
 	s := f.set(f.mirror.Snapshot(), setKey{a.Node, a.Method, "ask"})
+	begun := sys.BootTime()
 	out := s.Ask(ctx, func() []corefence.Sign { return f.signs(a.Node) }, nil)
-	reason, err := f.take(a.Node, a.Method, out)
+	reason, err := f.take(a.Node, a.Method, begun, out)
 	switch {
 	case err == nil:
 		return ha.FenceResult{Action: a, Off: true, Reason: reason}, nil
@@ -233,12 +235,21 @@ func (f *fencing) shoot(ctx context.Context, a ha.Shoot) error {
 	if err := f.inTurn(snap, a); err != nil {
 		return err
 	}
+	if isBlocklist(a.Method) {
+		done, ok := f.occupy(a.Node)
+		if !ok {
+			return model.Errorf(model.ErrBusy, "the storage is just being told to serve %s again", a.Node)
+		}
+		defer done()
+	}
 	f.log.Warn("ha: "+a.Why(), "node", a.Node, "method", a.Method)
 	s := f.set(snap, setKey{a.Node, a.Method, "shoot"})
+	begun := sys.BootTime()
 	out := s.Shoot(ctx, func() []corefence.Sign { return f.signs(a.Node) }, nil)
-	reason, err := f.take(a.Node, a.Method, out)
+	reason, err := f.take(a.Node, a.Method, begun, out)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	delete(f.freed, a.Node) // whatever came of it, the storage may refuse it now
 	if err != nil {
 		f.missed[a.Node+" "+a.Method] = f.epoch(snap, a.Node) + 1
 		return fmt.Errorf("shoot %s by %s: %w", a.Node, a.Method, err)
@@ -246,6 +257,21 @@ func (f *fencing) shoot(ctx context.Context, a ha.Shoot) error {
 	delete(f.missed, a.Node+" "+a.Method)
 	f.log.Warn("ha: a node was shot", "node", a.Node, "method", a.Method, "proof", reason)
 	return nil
+}
+
+// occupy keeps a node from being refused by its storage and served again at the same time, of which nobody would know the outcome.
+func (f *fencing) occupy(node string) (done func(), ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.busy[node] {
+		return nil, false
+	}
+	f.busy[node] = true
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.busy, node)
+	}, true
 }
 
 func (f *fencing) epoch(snap mirror.Snapshot, node string) uint64 {
@@ -272,8 +298,8 @@ func (f *fencing) inTurn(snap mirror.Snapshot, a ha.Shoot) error {
 	return nil
 }
 
-// take keeps the proof that a method brought, or says why it brought none.
-func (f *fencing) take(node, method string, out fence.Outcome) (string, error) {
+// take keeps the proof that a method brought since it was begun, or says why it brought none.
+func (f *fencing) take(node, method string, begun time.Duration, out fence.Outcome) (string, error) {
 	proof := out.Proof
 	if proof == nil && len(out.Partial) > 0 {
 		proof = &out.Partial[0]
@@ -303,7 +329,12 @@ func (f *fencing) take(node, method string, out fence.Outcome) (string, error) {
 	if f.proofs[node] == nil {
 		f.proofs[node] = map[string]corefence.Proof{}
 	}
-	f.proofs[node][method] = *proof
+	kept := *proof
+	if kept.Kind == corefence.Storage {
+		// A node that was heard of before its entry was confirmed had come back: the entry does not prove its death.
+		kept.Since = min(kept.Since, begun)
+	}
+	f.proofs[node][method] = kept
 	return reason, nil
 }
 
@@ -453,13 +484,23 @@ func (f *fencing) release(ctx context.Context) {
 		if !blocklist || l.Value.Fenced || l.Value.Left || !f.live.Online(node) && node != f.node || done > l.Value.Epoch {
 			continue
 		}
-		err := f.set(snap, setKey{node: node, purpose: "release"}).Release(ctx, corefence.Dead{Node: node, Epoch: l.Value.Epoch})
-		if err != nil {
-			f.log.Warn("the storage does not serve a node yet that is back", "node", node, "err", err)
-			continue
-		}
-		f.mu.Lock()
-		f.freed[node] = l.Value.Epoch + 1
-		f.mu.Unlock()
+		f.serve(ctx, snap, node, l.Value.Epoch)
 	}
+}
+
+// serve has the storage serve a node of this epoch again, if nobody is shooting it.
+func (f *fencing) serve(ctx context.Context, snap mirror.Snapshot, node string, epoch uint64) {
+	done, ok := f.occupy(node)
+	if !ok {
+		return
+	}
+	defer done()
+	err := f.set(snap, setKey{node: node, purpose: "release"}).Release(ctx, corefence.Dead{Node: node, Epoch: epoch})
+	if err != nil {
+		f.log.Warn("the storage does not serve a node yet that is back", "node", node, "err", err)
+		return
+	}
+	f.mu.Lock()
+	f.freed[node] = epoch + 1
+	f.mu.Unlock()
 }

@@ -15,6 +15,7 @@ import (
 	corefence "sauh.dev/sauh/internal/core/fence"
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/fence"
 	"sauh.dev/sauh/internal/fence/fencetest/bmc"
 	"sauh.dev/sauh/internal/sys"
 )
@@ -228,5 +229,55 @@ func TestAFenceFileThatCannotBeReadLeavesTheLease(t *testing.T) {
 	}
 	if _, err := n.m.fencing.ask(t.Context(), ha.AskFence{Node: "n2", Method: n2BMC}); !errors.Is(err, model.ErrNotFound) {
 		t.Error(err)
+	}
+}
+
+// A node that was heard of between the order and its confirmation has come back.
+func TestABlocklistEntryProvesNothingOfANodeThatWasHeardOfSinceItWasOrdered(t *testing.T) {
+	n, _, _ := fencedNode(t)
+	const method = "ceph: rbd"
+	confirm := func(begun time.Duration) ha.Member {
+		_, err := n.m.fencing.take("n2", method, begun, fence.Outcome{Partial: []corefence.Proof{{
+			Node: "n2", Method: method, Kind: corefence.Storage, Since: sys.BootTime(), Guests: []model.VMID{200},
+		}}})
+		must(t, err)
+		m := n.member("n2")
+		if len(m.Proofs) != 1 || !m.Proofs[0].Blocklist {
+			t.Fatalf("%+v", m.Proofs)
+		}
+		return m
+	}
+	if m := confirm(sys.BootTime()); m.Proofs[0].Age > m.Heard {
+		t.Errorf("a silent node: the proof is %v old, and it was heard of %v ago", m.Proofs[0].Age, m.Heard)
+	}
+	begun := sys.BootTime()
+	n.put(model.LivePrefix+"n2", `{"boot_id":"c","epoch":3,"seq":1}`)
+	if m := confirm(begun); m.Proofs[0].Age <= m.Heard {
+		t.Errorf("a node that is back: the proof is %v old, and it was heard of %v ago", m.Proofs[0].Age, m.Heard)
+	}
+}
+
+func TestAStorageIsNotToldToRefuseANodeAndToServeItAtTheSameTime(t *testing.T) {
+	n, _, _ := fencedNode(t)
+	f := n.m.fencing
+	done, ok := f.occupy("n2")
+	if _, again := f.occupy("n2"); !ok || again {
+		t.Errorf("occupied %v, twice %v", ok, again)
+	}
+	shoot := ha.Shoot{Node: "n2", Method: "ceph: rbd", Blocklist: true}
+	if err := f.shoot(t.Context(), shoot); failKind(err) != ha.FailConflict {
+		t.Errorf("while it is served again: %v", err)
+	}
+	f.serve(t.Context(), n.m.mirror.Snapshot(), "n2", 3)
+	if f.freed["n2"] != 0 {
+		t.Error("it is served while it is shot")
+	}
+	done()
+	f.serve(t.Context(), n.m.mirror.Snapshot(), "n2", 3)
+	if f.freed["n2"] != 4 {
+		t.Errorf("served up to epoch %d", f.freed["n2"])
+	}
+	if err := f.shoot(t.Context(), shoot); !errors.Is(err, model.ErrNotFound) || f.freed["n2"] != 0 {
+		t.Errorf("%v, served up to epoch %d: it may be refused now", err, f.freed["n2"])
 	}
 }

@@ -21,11 +21,17 @@ type haManager struct {
 	st      store.Store
 	quorate func() bool
 	mirror  *mirror.Mirror
-	live    observer
+	live    watcher
 	book    *rulebook
 	fencing *fencing
 	params  ha.Params
 	kicked  <-chan struct{} // has an element after the quorum came or went
+}
+
+// watcher knows how other nodes are, and whether this one has a lease.
+type watcher interface {
+	observer
+	Valid() (epoch uint64, ok bool)
 }
 
 // run minds the whole cluster's guests whenever this node is the manager.
@@ -53,8 +59,9 @@ func (m *haManager) view() ha.View {
 	c, err := readCluster(snap, m.book)
 	manager, merr := mirror.Get[model.Manager](snap, model.ManagerKey)
 	readable := errors.Join(err, merr) == nil
+	_, valid := m.live.Valid()
 	v := ha.View{
-		Revision: snap.Revision(), Quorate: readable && m.quorate(), Manager: manager.Value, ManagerRevision: manager.Revision,
+		Revision: snap.Revision(), Quorate: readable && m.quorate(), LeaseValid: valid, Manager: manager.Value, ManagerRevision: manager.Revision,
 		Resources: c.states, Config: c.config, Guests: haGuests(snap, c, ""), Protected: c.protected, Intents: c.intents, Statuses: c.statuses,
 		Commands: c.commands, Policy: c.policy, Mode: c.mode, Rules: c.rules, Unix: c.unix,
 	}

@@ -365,3 +365,16 @@ func TestAPersonsStartWaitsForHAWhereSomethingMaySpeakAgainstIt(t *testing.T) {
 		t.Error("it waits for a manager that does nothing")
 	}
 }
+
+func TestTheManagerIsToldWhenItsNodeHasRegistered(t *testing.T) {
+	n := haNode(t)
+	n.startGuard()
+	if n.m.manager.view().LeaseValid {
+		t.Error("a lease before the node has registered")
+	}
+	n.lives() // nobody watches, so it is the lease itself that tells
+	eventually(t, "the manager looks", func() bool { return len(n.m.quorum) == 1 })
+	if !n.m.manager.view().LeaseValid {
+		t.Error("no lease after it")
+	}
+}

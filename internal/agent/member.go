@@ -131,7 +131,7 @@ func (m *member) wire(a *Agent, st memberStore, times lease.Params) {
 	m.st = st
 	m.live = liveness.New(liveness.Config{
 		Node: node, BootID: a.boot, Params: times, Store: st, Guard: guard.New(paths.guardSocket()), Clock: sys.BootTime,
-		FirstEpoch: m.firstEpoch, Changed: m.kick, Log: log,
+		FirstEpoch: m.firstEpoch, Changed: m.leaseChanged, Log: log,
 	})
 	m.mirror = mirror.New(st, log, m.live.Observe)
 	m.roster = roster{m.mirror}
@@ -295,6 +295,12 @@ func (m *member) kick() {
 	nudge(m.kicked)
 }
 
+// leaseChanged makes manager and worker look again.
+func (m *member) leaseChanged() {
+	m.kick()
+	nudge(m.quorum)
+}
+
 func nudge(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -312,8 +318,7 @@ func (m *member) watchAble(ctx context.Context) {
 		_, valid := m.live.Valid()
 		if q := m.st.Quorate(); q != quorate || valid != leased {
 			quorate, leased = q, valid
-			m.kick()
-			nudge(m.quorum)
+			m.leaseChanged()
 		}
 		sleep(ctx, ablePace)
 	}

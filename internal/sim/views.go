@@ -254,8 +254,7 @@ func dropGuest(list []ha.Guest, node string, id model.VMID) []ha.Guest {
 func (a *agent) managerView() ha.View {
 	v := &a.view
 	view := ha.View{
-		// Without a lease of this boot its own record is that of an earlier one, and what it says of the node is old.
-		Revision: v.rev, Quorate: a.quorate() && a.valid(), Manager: v.manager, ManagerRevision: v.mgrRev,
+		Revision: v.rev, Quorate: a.quorate(), LeaseValid: a.valid(), Manager: v.manager, ManagerRevision: v.mgrRev,
 		Resources: v.res.states, Config: v.res.config, Guests: a.loads(v.guests), Protected: v.prot, Intents: v.intents, Statuses: v.statuses,
 		Commands: v.commands, Policy: v.policy.policy, Mode: v.mode, Rules: v.rules.set, Unix: a.unix(),
 		Members: make([]ha.Member, 0, len(v.nodes)),

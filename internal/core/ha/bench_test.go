@@ -16,7 +16,7 @@ import (
 // big is a cluster of 256 nodes in racks of 40 with 20,000 guests that run.
 func big(dead int) ha.View {
 	v := ha.View{
-		Revision: 1000, Quorate: true, Manager: model.Manager{Node: "n255", Term: 1}, ManagerRevision: 5,
+		Revision: 1000, Quorate: true, LeaseValid: true, Manager: model.Manager{Node: "n255", Term: 1}, ManagerRevision: 5,
 		Resources: map[model.VMID]pveconf.HAState{}, Protected: map[model.VMID]ha.Protected{}, Intents: map[model.VMID]ha.Intent{},
 		Statuses: map[model.VMID]ha.StatusRecord{}, Config: map[model.VMID]ha.Resource{}, Unix: 1_000_000,
 	}

@@ -141,7 +141,7 @@ type managerTalk struct {
 func talkToManager(t *testing.T) *managerTalk {
 	m := ha.New("n1", ha.DefaultParams())
 	d := &managerTalk{v: ha.View{
-		Revision: 1000, Quorate: true,
+		Revision: 1000, Quorate: true, LeaseValid: true,
 		Manager: model.Manager{Node: "n1", Term: 1}, ManagerRevision: 5,
 		Members: []ha.Member{member("n1", 1, 10), member("n2", 2, 20), member("n3", 3, 30)},
 	}}

@@ -24,7 +24,8 @@ type testimony struct {
 	off     bool          // it said off at
 	offAt   time.Duration // and was asked at
 	offFrom time.Duration
-	shot    bool          // it was told to shoot, and did
+	shotAt  time.Duration // when it was last told to shoot
+	shot    bool          // and it did
 	proved  bool          // it is a proof, since
 	since   time.Duration // then
 }
@@ -90,7 +91,10 @@ func (t *testimony) void(heard time.Duration) {
 		t.off = false
 	}
 	if t.proved && heard > t.since {
-		t.proved, t.shot = false, false
+		t.proved = false
+	}
+	if t.shot && heard > t.shotAt {
+		t.shot = false
 	}
 }
 
@@ -121,13 +125,20 @@ func (s *State) unanswered(a AskFence) {
 	}
 }
 
-func (s *State) shot(now time.Duration, a Shoot) {
-	if q := s.inquests[a.Node]; q != nil {
-		t := q.of(a.Method)
-		t.shot = true
-		if a.Blocklist {
-			t.proved, t.since = true, now
-		}
+// shot takes in that a shot was carried out. A sign of life since it was given out voids what comes of it: the node is back, and a
+// blocklist entry that was confirmed meanwhile says nothing about its death.
+func (s *State) shot(a Shoot) {
+	q := s.inquests[a.Node]
+	if q == nil {
+		return
+	}
+	t, known := q.methods[a.Method]
+	if !known || q.heard > t.shotAt {
+		return
+	}
+	t.shot = true
+	if a.Blocklist {
+		t.proved, t.since = true, t.shotAt
 	}
 }
 
@@ -184,7 +195,9 @@ func (d *decision) interrogate(n *node, q *inquest, lost []placed) {
 		}
 		t := q.of(m.Name)
 		if d.shootable(n, m, t, lost) {
-			d.out.add(Shoot{n.Name, m.Name, m.Blocklist, silent + ", and its guests are waiting"})
+			if d.give(Shoot{n.Name, m.Name, m.Blocklist, silent + ", and its guests are waiting"}) {
+				t.shotAt = d.now
+			}
 		}
 		if m.Blocklist || t.proved {
 			continue
@@ -193,12 +206,17 @@ func (d *decision) interrogate(n *node, q *inquest, lost []placed) {
 			d.out.wake(t.next)
 			continue
 		}
-		before := len(d.out.list)
-		d.out.add(AskFence{n.Name, m.Name, silent})
-		if len(d.out.list) > before {
+		if d.give(AskFence{n.Name, m.Name, silent}) {
 			t.asked = d.now
 		}
 	}
+}
+
+// give adds an action and reports whether it is given out now.
+func (d *decision) give(a Action) bool {
+	before := len(d.out.list)
+	d.out.add(a)
+	return len(d.out.list) > before
 }
 
 // shootable: only for guests that would come back by it, and only a node that is silent on all paths.

@@ -170,6 +170,48 @@ func TestABlocklistCoversGuestsAndNotTheNode(t *testing.T) {
 	d.view("move vm:100 n3→n1 [live 1001 conf 100 prot 200 node 1]", "wake 13.02s")
 }
 
+func TestASignOfLifeAfterAShotWasGivenOutVoidsWhatComesOfIt(t *testing.T) {
+	ceph := ha.FenceMethod{Name: "ceph", Blocklist: true, Rehearsed: true}
+	t.Run("a renewal", func(t *testing.T) {
+		d := fenceTalk(t, ceph)
+		d.v.Guests[0].RBD = true
+		d.quiet(6 * second)
+		d.view("shoot n3 ceph", "wake 6.1s")
+		d.silent("n3", 40*time.Millisecond) // it has booted
+		d.now, d.member("n3").Heard, d.member("n3").LiveRevision = 6100*time.Millisecond, 40*time.Millisecond, 31
+		d.view("wake 8.06s")
+		d.done("shoot n3", 0, "wake 8.06s")
+	})
+	t.Run("a beacon", func(t *testing.T) {
+		d := fenceTalk(t, ceph)
+		d.v.Guests[0].RBD = true
+		d.quiet(6 * second)
+		d.view("shoot n3 ceph", "wake 6.1s")
+		d.quiet(6500 * time.Millisecond)
+		d.member("n3").Heard = 100 * time.Millisecond
+		d.view("wake 6.6s")
+		d.done("shoot n3", 0, "wake 6.6s")
+		d.quiet(13 * second)
+		d.member("n3").MayTake = false // it would be over by the lease
+		d.member("n3").Heard = 6500 * time.Millisecond
+		d.view("shoot n3 ceph", "wake 13.1s")
+		d.done("shoot n3", 0, "cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3", "wake 13.1s")
+	})
+	t.Run("after it was carried out", func(t *testing.T) {
+		d := fenceTalk(t, bmc...)
+		d.quiet(6 * second)
+		d.view("shoot n3 ipmi", "ask n3 ipmi", "wake 6.1s")
+		d.done("shoot n3", 0, "wake 6.1s")
+		d.says3(false, "wake 6.1s")
+		d.quiet(7 * second)
+		d.member("n3").Heard = 100 * time.Millisecond
+		d.view("wake 7.1s")
+		d.quiet(13 * second)
+		d.member("n3").MayTake, d.member("n3").Heard = false, 6100*time.Millisecond
+		d.view("shoot n3 ipmi", "ask n3 ipmi", "wake 13.1s")
+	})
+}
+
 func TestANewManagerWaitsALeaseAfterABlocklistedCut(t *testing.T) {
 	d := fenceTalk(t, ha.FenceMethod{Name: "ceph", Blocklist: true, Rehearsed: true})
 	d.fenced("n3", 1001)

@@ -13,10 +13,11 @@ import (
 // decide looks at each guest anew and returns what is not under way already.
 func (w *Worker) decide(now time.Duration) []Action {
 	if !w.view.Quorate || !w.view.LeaseValid {
-		if w.view.NodeMode.Ends != "" && now < w.since+w.p.TakeAfter {
-			return []Action{Wake{w.since + w.p.TakeAfter}} // see MayLeave
+		at := now + w.p.Unable
+		if end := w.since + w.p.TakeAfter; w.view.NodeMode.Ends != "" && now < end {
+			at = min(at, end) // see MayLeave
 		}
-		return nil
+		return []Action{Wake{at}}
 	}
 	o := outbox{ledger: w.ledger, now: now}
 	mine := make(map[model.VMID]bool, len(w.view.Guests))

@@ -69,7 +69,7 @@ func (s State) Step(now time.Duration, ev Event) (State, []Action) {
 				s.view.Manager, s.view.ManagerRevision = a.Manager, ev.Revision
 			}
 		case Shoot:
-			s.shot(now, a)
+			s.shot(a)
 		default:
 			return s, s.wakeAgain(0) // what it has changed comes with a view
 		}
@@ -117,8 +117,11 @@ func (s *State) wakeAgain(at time.Duration) []Action {
 
 // decide looks at everything anew and returns what is not under way already.
 func (s *State) decide(now time.Duration) []Action {
-	if !s.ready || !s.view.Quorate {
+	if !s.ready {
 		return nil
+	}
+	if !s.view.Quorate || !s.view.LeaseValid {
+		return []Action{Wake{now + s.p.Unable}}
 	}
 	d := decision{State: s, now: now, out: outbox{ledger: s.ledger, now: now}}
 	d.survey()

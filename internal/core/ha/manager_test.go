@@ -64,15 +64,35 @@ func TestManagerMovesNothingWhenTheNodeRenewsBeforeTheCut(t *testing.T) {
 	d.view("wake 3s")
 }
 
-func TestManagerDecidesNothingWithoutAQuorum(t *testing.T) {
+func TestManagerDecidesNothingWithoutAQuorumOrALeaseAndLooksAgain(t *testing.T) {
+	for _, lost := range []string{"quorum", "lease"} {
+		t.Run(lost, func(t *testing.T) {
+			d := talkToManager(t)
+			d.guest(100, "n3", pveconf.HAStarted)
+			d.silent("n3", time.Minute)
+			d.v.Quorate, d.v.LeaseValid = lost != "quorum", lost != "lease"
+			d.view("wake 1s")
+			d.now = second
+			d.says(ha.Tick{}, "wake 2s")
+			d.v.Quorate, d.v.LeaseValid = true, true
+			d.view("cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3")
+		})
+	}
+}
+
+// After a reboot ha/manager may still name the node, and its own records are of the boot before: what it said then of its end must not be
+// taken for what it does now.
+func TestManagerBelievesNothingOfItselfBeforeItHasRegisteredInThisBoot(t *testing.T) {
 	d := talkToManager(t)
-	d.guest(100, "n3", pveconf.HAStarted)
-	d.silent("n3", time.Minute)
-	d.v.Quorate = false
+	d.guest(100, "n1", pveconf.HAStarted)
+	d.v.Policy.Shutdown = ha.ShutdownMigrate
+	d.v.Statuses[100] = ha.StatusRecord{Status: ha.Status{State: ha.StatusStarted, Node: "n1"}, Revision: 300}
+	self := d.member("n1")
+	self.Mode = ha.NodeMode{Ends: ha.EndsShutdown, BootID: self.Live.BootID}
+	d.v.LeaseValid = false
+	d.view("wake 1s")
+	d.v.LeaseValid, self.Live.BootID = true, "boot-n1-again"
 	d.view()
-	d.says(ha.Tick{})
-	d.v.Quorate = true
-	d.view("cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3")
 }
 
 func TestManagerNeverCutsItsOwnNode(t *testing.T) {

@@ -3,6 +3,7 @@ package ha_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
@@ -235,10 +236,14 @@ func TestANodeThatEndsWithoutAQuorumIsWokenWhenItMayGo(t *testing.T) {
 	v := ha.LocalView{Quorate: true, LeaseValid: true, NodeMode: ha.NodeMode{Ends: ha.EndsShutdown, BootID: "b"}}
 	w, _ = w.Step(0, v)
 	v.Quorate = false
-	w, actions := w.Step(second, v)
-	if len(actions) != 1 || line(actions[0]) != "wake 11.52s" {
-		t.Errorf("got %v", actions)
+	for now, want := range map[time.Duration]string{second: "wake 2s", 11 * second: "wake 11.52s", 12 * second: "wake 13s"} {
+		talk := ha.NewWorker("n1", ha.DefaultParams())
+		talk, _ = talk.Step(second, v)
+		if _, actions := talk.Step(now, v); len(actions) != 1 || line(actions[0]) != want {
+			t.Errorf("at %s: got %v, want %s", now, actions, want)
+		}
 	}
+	w, _ = w.Step(second, v)
 	if ok, why := w.MayLeave(5 * second); ok || why != "there is no quorum" {
 		t.Errorf("got %v %q", ok, why)
 	}

@@ -337,7 +337,7 @@ func (s *stage) unix() int64 { return int64(1_000_000 + s.now/time.Second) }
 
 func (s *stage) view(self *actor) ha.View {
 	v := ha.View{
-		Revision: s.store.revision, Quorate: s.quorate(), Manager: at[model.Manager](s, model.ManagerKey),
+		Revision: s.store.revision, Quorate: s.quorate(), LeaseValid: true, Manager: at[model.Manager](s, model.ManagerKey),
 		ManagerRevision: s.store.kv[model.ManagerKey].revision, Resources: maps.Clone(s.resources), Intents: map[model.VMID]ha.Intent{},
 		Config: s.config, Policy: s.policy, Mode: at[ha.Mode](s, model.HAModeKey), Rules: s.rules, Unix: s.unix(),
 	}

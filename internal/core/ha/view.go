@@ -17,6 +17,9 @@ type Params struct {
 	Poll time.Duration
 	// Retry is the wait after an action that failed.
 	Retry time.Duration
+	// Unable is how often a view is asked for while there is no quorum or no valid lease: nothing in the store tells of their return, so
+	// whoever misses it must not stand still for ever.
+	Unable time.Duration
 	// ReserveMiB is the memory of each node that guests must not take.
 	ReserveMiB int64
 	// LockRetry and LockPatience: how often, and for how long, a start is repeated while the image is locked.
@@ -59,7 +62,8 @@ func DefaultParams() Params {
 		Suspect:      3 * time.Second, // three renewals missed
 		Poll:         100 * time.Millisecond,
 		Retry:        250 * time.Millisecond,
-		ReserveMiB:   1024, // agent, guard, store and kernel
+		Unable:       time.Second, // the agent tells much sooner; this is for what it misses
+		ReserveMiB:   1024,        // agent, guard, store and kernel
 		LockRetry:    250 * time.Millisecond,
 		LockPatience: 30 * time.Second, // three leases: by then the old node's guard has killed what held it
 		BackoffFirst: time.Second,
@@ -174,6 +178,9 @@ type View struct {
 	// Revision of the store that the view shows; no record in it is older.
 	Revision int64
 	Quorate  bool
+	// LeaseValid: this node is registered in this boot and its lease is not over. Without it nothing is decided, because then its own record is
+	// of an earlier boot, and so is what else the store says of it.
+	LeaseValid bool
 	// Manager and ManagerRevision are ha/manager; revision 0 means that there is none.
 	Manager         model.Manager
 	ManagerRevision int64

@@ -278,7 +278,7 @@ func TestWorkerDoesNotProtectAGuestThatOnlyThisNodeHas(t *testing.T) {
 	d.view("unacknowledge vm:100 [prot 200]")
 }
 
-func TestWorkerDoesNothingWithoutQuorumOrLease(t *testing.T) {
+func TestWorkerDoesNothingWithoutQuorumOrLeaseAndLooksAgain(t *testing.T) {
 	for _, lost := range []string{"quorum", "lease"} {
 		t.Run(lost, func(t *testing.T) {
 			d := talkToWorker(t)
@@ -289,10 +289,10 @@ func TestWorkerDoesNothingWithoutQuorumOrLease(t *testing.T) {
 			d.runs(100)
 			d.runs(101)
 			d.v.Quorate, d.v.LeaseValid = lost != "quorum", lost != "lease"
-			d.view()
-			d.ends(100)
+			d.view("wake 1s")
+			d.ends(100, "wake 1s")
 			d.now = time.Hour
-			d.says(ha.Tick{})
+			d.says(ha.Tick{}, "wake 1h0m1s")
 			d.v.Quorate, d.v.LeaseValid = true, true
 			d.view("start vm:100 attempt 1", "stop vm:101", "acknowledge vm:102 [prot 0 conf 102] written false")
 		})

@@ -294,7 +294,7 @@ func (w *world) step(d *director, ev ha.Event) {
 
 func (w *world) view(d *director, kv map[string]entry) ha.View {
 	v := ha.View{
-		Revision: d.seen, Quorate: true, Resources: map[model.VMID]pveconf.HAState{}, Protected: map[model.VMID]ha.Protected{},
+		Revision: d.seen, Quorate: true, LeaseValid: true, Resources: map[model.VMID]pveconf.HAState{}, Protected: map[model.VMID]ha.Protected{},
 		Intents: map[model.VMID]ha.Intent{}, Statuses: map[model.VMID]ha.StatusRecord{},
 	}
 	v.Manager, _ = kv[model.ManagerKey].value.(model.Manager)

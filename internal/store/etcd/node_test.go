@@ -70,6 +70,7 @@ type nodeCommand struct {
 	Multipath []netip.Addr  // keep these endpoints
 	Counters  bool          // answer with the kernel's counters
 	Transfer  bool          // hand the leadership over
+	Serve     *serving      // answer clients
 }
 
 // nodeAnswer is the line that it answers with.
@@ -128,6 +129,8 @@ func runNode() error {
 			}
 		case cmd.Counters:
 			answer.Netstat = readNetstat()
+		case cmd.Serve != nil:
+			err = serveStore(ctx, &wg, s, *cmd.Serve)
 		case cmd.Transfer:
 			err = s.TransferLeadership(context.Background())
 		}
