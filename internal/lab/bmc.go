@@ -183,8 +183,10 @@ func (c *controller) answers(ctx context.Context) error {
 	if c.ipmi == nil || c.redfish.Silent() || c.redfish.Fault() == bmc.Hang {
 		return nil
 	}
-	if err := pingRMCP(ctx, c.ipmi.address); err != nil {
-		return fmt.Errorf("start IPMI of %s: %w", c.node.name, err)
+	ctx, cancel := context.WithTimeout(ctx, simTimeout)
+	defer cancel()
+	if err := bmc.PingRMCP(ctx, c.ipmi.address); err != nil {
+		return fmt.Errorf("start IPMI of %s, see %s: %w", c.node.name, logPath(c.node.room.config.Dir), err)
 	}
 	return nil
 }

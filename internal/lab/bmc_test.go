@@ -17,6 +17,7 @@ import (
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
 	"sauh.dev/sauh/internal/fence"
+	"sauh.dev/sauh/internal/fence/fencetest/bmc"
 	"sauh.dev/sauh/internal/sys"
 )
 
@@ -72,7 +73,7 @@ func TestANodesBMCSwitchesItFromAnotherNodeAndItsFaultsProveNothing(t *testing.T
 	for _, typ := range []string{pveconf.FenceRedfish, pveconf.FenceIPMI} {
 		t.Run(typ, func(t *testing.T) {
 			t.Parallel()
-			if _, err := exec.LookPath(ipmiProgram); err != nil && typ == pveconf.FenceIPMI {
+			if _, err := exec.LookPath(bmc.IPMISimProgram); err != nil && typ == pveconf.FenceIPMI {
 				t.Skip("needs the program ipmi_sim: install the package openipmi")
 			}
 			switchByBMC(t, newRoom(t, 3), typ)
@@ -136,7 +137,7 @@ func switchByBMC(t *testing.T, r *Room, typ string) {
 
 func TestIPMISaysWhatPowerANodeReallyHasHoweverItLostIt(t *testing.T) {
 	t.Parallel()
-	if _, err := exec.LookPath(ipmiProgram); err != nil {
+	if _, err := exec.LookPath(bmc.IPMISimProgram); err != nil {
 		t.Skip("needs the program ipmi_sim: install the package openipmi")
 	}
 	r := newRoom(t, 2)

@@ -20,8 +20,6 @@ import (
 const (
 	// ipmiPort is that of RMCP+.
 	ipmiPort = "623"
-	// ipmiProgram is the simulator of Debian's package openipmi.
-	ipmiProgram = "ipmi_sim"
 	// simTimeout bounds starting and killing it; both take some 10 ms.
 	simTimeout = 10 * time.Second
 )
@@ -44,9 +42,9 @@ type ipmiSim struct {
 
 // newIPMISim returns nil if the program is not installed.
 func newIPMISim(n *node, address, password string) (*ipmiSim, error) {
-	program, err := exec.LookPath(ipmiProgram)
+	program, err := exec.LookPath(bmc.IPMISimProgram)
 	if errors.Is(err, exec.ErrNotFound) {
-		n.room.log.Printf("%s: no IPMI: the program %s is missing (package openipmi)", n.name, ipmiProgram)
+		n.room.log.Printf("%s: no IPMI: the program %s is missing (package openipmi)", n.name, bmc.IPMISimProgram)
 		return nil, nil
 	} else if err != nil {
 		return nil, err
@@ -67,7 +65,7 @@ func (s *ipmiSim) run(uuid string, stopped bool) error {
 	}
 	if s.pid == 0 {
 		if err := s.start(uuid); err != nil {
-			return fmt.Errorf("start %s of %s: %w", ipmiProgram, s.node.name, err)
+			return fmt.Errorf("start %s of %s: %w", bmc.IPMISimProgram, s.node.name, err)
 		}
 	}
 	if s.stopped == stopped {
@@ -88,20 +86,20 @@ func (s *ipmiSim) kill() error {
 	}
 	if len(s.ended) == 0 {
 		if err := unix.Kill(s.pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("kill %s of %s: %w", ipmiProgram, s.node.name, err)
+			return fmt.Errorf("kill %s of %s: %w", bmc.IPMISimProgram, s.node.name, err)
 		}
 	}
 	select {
 	case <-s.ended:
 	case <-time.After(simTimeout):
-		return fmt.Errorf("kill %s of %s: it does not end", ipmiProgram, s.node.name)
+		return fmt.Errorf("kill %s of %s: it does not end", bmc.IPMISimProgram, s.node.name)
 	}
 	s.pid, s.stopped = 0, false
 	return nil
 }
 
 func (s *ipmiSim) start(uuid string) error {
-	dir, err := s.configure(uuid)
+	dir, argv, err := s.configure(uuid)
 	if err != nil {
 		return err
 	}
@@ -120,65 +118,34 @@ func (s *ipmiSim) start(uuid string) error {
 		return err
 	}
 	defer null.Close()
-	// -n: no commands from standard input.
-	s.pid, s.ended, err = s.node.room.reaper.Start(s.program, []string{ipmiProgram, "-n", "-c", "lan.conf", "-f", "commands", "-s", "state"}, &os.ProcAttr{
-		Dir: dir, Env: initEnvironment(), Files: []*os.File{null, os.Stdout, os.Stderr},
+	s.pid, s.ended, err = s.node.room.reaper.Start(s.program, argv, &os.ProcAttr{
+		Dir: dir, Env: os.Environ(), Files: []*os.File{null, os.Stdout, os.Stderr},
 		Sys: &unix.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(cgroup.Fd())},
 	})
 	s.uuid = uuid
 	return err
 }
 
-// configure writes the files of ipmi_sim into a directory that has nothing of an earlier one: what it had saved would
-// come before its configuration.
-func (s *ipmiSim) configure(uuid string) (dir string, err error) {
+// configure makes the directory of a new ipmi_sim.
+func (s *ipmiSim) configure(uuid string) (dir string, argv []string, err error) {
 	dir = filepath.Join(s.node.runDir(), "ipmi")
 	if err := os.RemoveAll(dir); err != nil {
-		return "", err
+		return "", nil, err
 	}
-	if err := os.MkdirAll(filepath.Join(dir, "state"), 0o700); err != nil {
-		return "", err
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return "", nil, err
 	}
-	host, port, err := net.SplitHostPort(s.address)
-	if err != nil {
-		return "", err
-	}
-	guid := strings.ReplaceAll(uuid, "-", "")
 	room := s.node.room.config.Dir
-	for name, text := range map[string]string{
-		"lan.conf": fmt.Sprintf(lanConf, host, port, guid, BMCUser, s.password),
-		"commands": fmt.Sprintf(simCommands, guid),
-		"chassis":  fmt.Sprintf(chassisScript, shellQuote(binaryPath(room)), shellQuote(room), s.node.name),
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o700); err != nil {
-			return "", err
-		}
+	script := fmt.Sprintf(chassisScript, shellQuote(binaryPath(room)), shellQuote(room), s.node.name)
+	if err := os.WriteFile(filepath.Join(dir, "chassis"), []byte(script), 0o700); err != nil {
+		return "", nil, err
 	}
-	return dir, nil
+	sim := bmc.IPMISim{Address: s.address, User: BMCUser, Password: s.password, UUID: uuid, Chassis: "./chassis"}
+	argv, err = sim.Write(dir)
+	return dir, argv, err
 }
 
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
-
-// The user is an operator, which is what docs/fencing.md asks for.
-const lanConf = `name "bmc"
-startlan 1
-  addr %s %s
-  priv_limit operator
-  allowed_auths_callback none md2 md5 straight
-  allowed_auths_user none md2 md5 straight
-  allowed_auths_operator none md2 md5 straight
-  allowed_auths_admin none md2 md5 straight
-  guid %s
-endlan
-chassis_control "./chassis"
-user 2 true "%s" "%s" operator 10 none md2 md5 straight
-`
-
-const simCommands = `mc_setbmc 0x20
-mc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02
-mc_set_guid 0x20 %s
-mc_enable 0x20
-`
 
 // chassisScript is what ipmi_sim runs with "get power", "set power 0" and the like; see runChassis.
 const chassisScript = `#!/bin/sh
@@ -237,32 +204,4 @@ func (c *controller) chassis(ctx context.Context, a PowerAction) (PowerResult, e
 	done := make(chan error, 2) // that it was taken, and that it was carried out
 	c.node.room.background.Go(func() { done <- c.redfish.Switch(ctx, order, func() { done <- nil }) })
 	return res, <-done
-}
-
-// pingRMCP waits until a BMC answers RMCP's presence ping, as it does before any session.
-func pingRMCP(ctx context.Context, address string) error {
-	ctx, cancel := context.WithTimeout(ctx, simTimeout)
-	defer cancel()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "udp4", address)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	const again = 20 * time.Millisecond
-	ping := []byte{0x06, 0x00, 0xff, 0x06, 0x00, 0x00, 0x11, 0xbe, 0x80, 0x00, 0x00, 0x00}
-	pace := time.NewTicker(again)
-	defer pace.Stop()
-	for {
-		_, _ = conn.Write(ping) // refused as long as nobody listens
-		_ = conn.SetReadDeadline(time.Now().Add(again))
-		if _, err := conn.Read(make([]byte, 100)); err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%s answers no ping, see the room's log: %w", ipmiProgram, ctx.Err())
-		case <-pace.C:
-		}
-	}
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/fence/fencetest/bmc"
 	"sauh.dev/sauh/internal/sys"
 )
 
@@ -382,7 +383,7 @@ func TestDownLeavesNothingBehind(t *testing.T) {
 				t.Fatal(err)
 			}
 			bmcs, err := sys.CgroupProcesses(filepath.Join(r.Cgroup(RoomName), "bmc"))
-			if _, missing := exec.LookPath(ipmiProgram); missing == nil && (err != nil || len(bmcs) != 2) {
+			if _, missing := exec.LookPath(bmc.IPMISimProgram); missing == nil && (err != nil || len(bmcs) != 2) {
 				t.Errorf("the processes %v are BMCs of two nodes: %v", bmcs, err)
 			}
 			during := observeHost(t, c.Name)

@@ -93,7 +93,7 @@ func TestANodeShotByItsBMCFromAnotherNodeHasNoProcessLeft(t *testing.T) {
 }
 
 func shootFromAnother(t *testing.T, typ string) {
-	w, err := raise(t.Context(), "fence-"+typ, 3)
+	w, err := raise(t.Context(), "f-"+typ, 3)
 	if err != nil {
 		t.Fatal(err)
 	}
