@@ -41,7 +41,7 @@ func (n *node) startBMC(id string, m *machine2, more string) (*bmc.Redfish, stri
 	must(n.t, err)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	must(n.t, err)
-	b := &bmc.Redfish{User: "sauh", Password: "secret", Machine: m}
+	b := &bmc.Redfish{User: "sauh", Password: "secret", Controller: bmc.Controller{Machine: m}}
 	srv := bmc.Serve(b, cert)
 	done := make(chan struct{})
 	go func() { defer close(done); _ = srv.ServeTLS(ln, "", "") }()

@@ -249,15 +249,20 @@ func labLink(name *string) *cobra.Command {
 }
 
 func labBMC(name *string) *cobra.Command {
-	return &cobra.Command{
+	var types []string
+	cmd := &cobra.Command{
 		Use:   "bmc [NODE none|hang|lie|wrong|dead|tied|late|early | config]",
 		Short: "Break or heal a node's BMC, list all, or print ha/fence.cfg for them",
-		Long: "Each node has a BMC that speaks Redfish on an address of its own in the management network. hang: it never\n" +
-			"answers; lie: it says off and switches nothing; wrong: it is cabled to the next node; dead: it has no power;\n" +
-			"tied: it loses its power with the node; late: each answer takes 3 s; early: it says off 1 s before it is.",
-		Example: "  sauh lab bmc\n  sauh lab bmc n2 hang\n  sauh lab bmc config",
+		Long: "Each node has a BMC that speaks Redfish and IPMI on an address of its own in the management network; IPMI is\n" +
+			"Debian's ipmi_sim (package openipmi). hang: it never answers; lie: it says off and switches nothing; wrong: it is\n" +
+			"cabled to the next node; dead: it has no power; tied: it loses its power with the node; late: each answer takes\n" +
+			"3 s; early: it says off 1 s before it is.",
+		Example: "  sauh lab bmc\n  sauh lab bmc n2 hang\n  sauh lab bmc config --type ipmi",
 		Args:    takesOptional(0, "NODE", "FAULT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(types) > 0 && (len(args) != 1 || args[0] != "config") {
+				return usageError(cmd, "--type is for config alone")
+			}
 			if len(args) == 1 && args[0] != "config" {
 				return fmt.Errorf("%s: name a fault too, such as `sauh lab bmc %s hang`", args[0], args[0])
 			}
@@ -269,7 +274,7 @@ func labBMC(name *string) *cobra.Command {
 				return r.BMC(cmd.Context(), args[0], lab.BMCFault(args[1]))
 			}
 			if len(args) == 1 {
-				return printFenceConfig(cmd, r)
+				return printFenceConfig(cmd, r, types)
 			}
 			st, err := r.Status(cmd.Context())
 			if err != nil {
@@ -278,10 +283,12 @@ func labBMC(name *string) *cobra.Command {
 			return printBMCs(cmd.OutOrStdout(), st)
 		},
 	}
+	cmd.Flags().StringSliceVar(&types, "type", nil, "with config: only methods of the type redfish or ipmi (default both)")
+	return cmd
 }
 
-func printFenceConfig(cmd *cobra.Command, r *lab.Room) error {
-	text, err := r.FenceConfig(cmd.Context())
+func printFenceConfig(cmd *cobra.Command, r *lab.Room, types []string) error {
+	text, err := r.FenceConfig(cmd.Context(), types...)
 	if err == nil {
 		fmt.Fprint(cmd.OutOrStdout(), text)
 	}
@@ -290,13 +297,23 @@ func printFenceConfig(cmd *cobra.Command, r *lab.Room) error {
 
 func printBMCs(w io.Writer, st lab.Status) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NODE\tPOWER\tBMC\tFAULT\tSYSTEM UUID\tUSER\tPASSWORD")
+	fmt.Fprintln(t, "NODE\tPOWER\tREDFISH\tIPMI\tFAULT\tSYSTEM UUID\tUSER\tPASSWORD")
+	missing := false
 	for _, n := range st.Nodes {
-		if n.BMC != nil {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Node, n.Power, n.BMC.Address, n.BMC.Fault, n.BMC.UUID, lab.BMCUser, n.BMC.Password)
+		if n.BMC == nil {
+			continue
 		}
+		ipmi := n.BMC.IPMI
+		if ipmi == "" {
+			ipmi, missing = "-", true
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Node, n.Power, n.BMC.Address, ipmi, n.BMC.Fault, n.BMC.UUID, lab.BMCUser, n.BMC.Password)
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil || !missing {
+		return err
+	}
+	_, err := fmt.Fprintln(w, "the room was built without the program ipmi_sim: for IPMI install openipmi and build the room again")
+	return err
 }
 
 func labPartition(name *string) *cobra.Command {

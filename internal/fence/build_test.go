@@ -134,7 +134,7 @@ func TestTheRedfishBMCIsAskedAndShotAndItsFaultsProveNothing(t *testing.T) {
 		t.Run(fmt.Sprintf("%s, off %v", c.fault, c.off), func(t *testing.T) {
 			t.Parallel()
 			machine, next := &fencetest.Box{ID: uuid}, &fencetest.Box{ID: other}
-			b := &bmc.Redfish{User: "sauh", Password: "secret", Machine: machine, Other: next}
+			b := &bmc.Redfish{User: "sauh", Password: "secret", Controller: bmc.Controller{Machine: machine, Other: next}}
 			b.SetFault(c.fault)
 			if c.off {
 				_ = machine.PowerOff(t.Context())
@@ -156,7 +156,7 @@ func TestTheRedfishBMCIsAskedAndShotAndItsFaultsProveNothing(t *testing.T) {
 
 // A BMC that lies as long as it is read is found by a rehearsal, and by whatever is heard of the node.
 func TestALiarIsFoundByItsRehearsalAndByWhatIsHeardOfTheNode(t *testing.T) {
-	b := &bmc.Redfish{User: "sauh", Password: "secret", Machine: &fencetest.Box{ID: uuid}}
+	b := &bmc.Redfish{User: "sauh", Password: "secret", Controller: bmc.Controller{Machine: &fencetest.Box{ID: uuid}}}
 	b.SetFault(bmc.Lie)
 	address, pin := fencetest.StartRedfish(t, b)
 	cfg, e := parse(t, redfishSection(address, pin, "")), env(nil)
@@ -177,7 +177,7 @@ func TestALiarIsFoundByItsRehearsalAndByWhatIsHeardOfTheNode(t *testing.T) {
 
 func TestARehearsalBySwitchingMakesAnUnidentifiedBMCCount(t *testing.T) {
 	box := &fencetest.Box{}
-	b := &bmc.Redfish{User: "sauh", Password: "secret", Machine: box}
+	b := &bmc.Redfish{User: "sauh", Password: "secret", Controller: bmc.Controller{Machine: box}}
 	address, pin := fencetest.StartRedfish(t, b)
 	cfg, e := parse(t, redfishSection(address, pin, "\tuuid any\n")), env(nil)
 	set := fence.Build(cfg, n2, e)

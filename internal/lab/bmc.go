@@ -42,22 +42,26 @@ type BMCFault = bmc.Fault
 
 // BMCStatus is a node's BMC.
 type BMCStatus struct {
-	Address     string   `json:"address"`
+	Address     string   `json:"address"`        // of Redfish, over HTTPS
+	IPMI        string   `json:"ipmi,omitempty"` // host:port; "" if the room was built without ipmi_sim
 	Fault       BMCFault `json:"fault"`
 	UUID        string   `json:"uuid"`        // of the machine
 	Fingerprint string   `json:"fingerprint"` // SHA-256 of its certificate
 	Password    string   `json:"password"`
 }
 
-// controller is the BMC of a node. It runs in the room, outside of the node, on an address of its own.
+// controller is the BMC of a node. It runs in the room, outside of the node, on an address of its own, and speaks
+// Redfish and IPMI.
 type controller struct {
 	node    *node
-	redfish *bmc.Redfish
+	redfish *bmc.Redfish // it has the faults, for both languages
 	server  *http.Server
 	address string
 	identity
 
-	mu sync.Mutex // of address being there or not
+	ipmi *ipmiSim // nil if the program is not installed
+
+	mu sync.Mutex // of address being there or not, and of what ipmi does
 }
 
 // identity is what a BMC keeps over the life of a room.
@@ -86,7 +90,10 @@ func newController(n *node) (*controller, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make BMC of %s: %w", n.name, err)
 	}
-	c.redfish = &bmc.Redfish{User: BMCUser, Password: c.Password, Machine: bmcMachine{n}}
+	c.redfish = &bmc.Redfish{User: BMCUser, Password: c.Password, Controller: bmc.Controller{Machine: bmcMachine{n}}}
+	if c.ipmi, err = newIPMISim(n, c.address, c.Password); err != nil {
+		return nil, fmt.Errorf("make IPMI of %s: %w", n.name, err)
+	}
 	return c, nil
 }
 
@@ -128,17 +135,29 @@ func (c *controller) serve(ctx context.Context, other *node) error {
 	return nil
 }
 
-// follow gives the BMC its address, or takes it away when the BMC itself has no power: then nothing answers
-// for it, not even the network below.
+// follow gives the BMC its address and its ipmi_sim, or takes both away when the BMC itself has no power: then nothing
+// answers for it, not even the network below.
 func (c *controller) follow() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	silent := c.redfish.Silent()
+	if !silent {
+		if err := c.setAddress(true); err != nil {
+			return err
+		}
+		return c.ipmi.run(c.redfish.UUID(), c.redfish.Fault() == bmc.Hang)
+	}
+	return errors.Join(c.ipmi.kill(), c.setAddress(false))
+}
+
+// setAddress is idempotent.
+func (c *controller) setAddress(there bool) error {
 	link, err := netlink.LinkByName(string(Mgmt))
 	if err != nil {
 		return fmt.Errorf("find switch %s: %w", Mgmt, err)
 	}
 	addr := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(c.address).To4(), Mask: net.CIDRMask(32, 32)}}
-	if c.redfish.Silent() {
+	if !there {
 		if err = netlink.AddrDel(link, addr); errors.Is(err, unix.EADDRNOTAVAIL) {
 			err = nil
 		}
@@ -152,18 +171,38 @@ func (c *controller) follow() error {
 }
 
 func (c *controller) status() BMCStatus {
-	return BMCStatus{Address: c.address, Fault: c.redfish.Fault(), UUID: c.UUID, Fingerprint: c.Fingerprint, Password: c.Password}
+	st := BMCStatus{Address: c.address, Fault: c.redfish.Fault(), UUID: c.UUID, Fingerprint: c.Fingerprint, Password: c.Password}
+	if c.ipmi != nil {
+		st.IPMI = c.ipmi.address
+	}
+	return st
 }
 
-// setBMC breaks or heals a node's BMC.
-func (n *node) setBMC(f BMCFault) error {
+// answers waits until a BMC that is to answer does.
+func (c *controller) answers(ctx context.Context) error {
+	if c.ipmi == nil || c.redfish.Silent() || c.redfish.Fault() == bmc.Hang {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, simTimeout)
+	defer cancel()
+	if err := bmc.PingRMCP(ctx, c.ipmi.address); err != nil {
+		return fmt.Errorf("start IPMI of %s, see %s: %w", c.node.name, logPath(c.node.room.config.Dir), err)
+	}
+	return nil
+}
+
+// setBMC breaks or heals a node's BMC, and returns when it answers again if it is to.
+func (n *node) setBMC(ctx context.Context, f BMCFault) error {
 	f, err := bmc.ParseFault(string(f))
 	if err != nil {
 		return err
 	}
 	n.bmc.redfish.SetFault(f)
 	n.room.log.Printf("%s: BMC: %s", n.name, f)
-	return n.bmc.follow()
+	if err := n.bmc.follow(); err != nil {
+		return err
+	}
+	return n.bmc.answers(ctx)
 }
 
 // bmcMachine is a node as its BMC switches it.
@@ -193,30 +232,64 @@ func (r *Room) BMC(ctx context.Context, node string, f BMCFault) error {
 	return err
 }
 
-// FenceConfig is ha/fence.cfg for a cluster of all the room's nodes. Each BMC has a password of its own; the lines
-// name BMCPasswordFile with the node's name after it.
-func (r *Room) FenceConfig(ctx context.Context) (string, error) {
+// FenceConfig is ha/fence.cfg for a cluster of all the room's nodes, with the methods of these types,
+// pveconf.FenceRedfish and pveconf.FenceIPMI; none means all that the room has. Each BMC has a password of its own; the
+// lines name BMCPasswordFile with the node's name after it. model.ErrUnavailable: the room has no BMC of that type.
+func (r *Room) FenceConfig(ctx context.Context, types ...string) (string, error) {
 	st, err := r.Status(ctx)
 	if err != nil {
 		return "", err
 	}
-	return fenceConfig(st)
+	return fenceConfig(st, types...)
 }
 
-func fenceConfig(st Status) (string, error) {
+func fenceConfig(st Status, types ...string) (string, error) {
 	var methods []pveconf.FenceMethod
 	for _, n := range st.Nodes {
 		if n.BMC == nil {
 			return "", model.Errorf(model.ErrUnavailable, "room %q has no BMCs: its sauh is another version", st.Name)
 		}
-		m := pveconf.NewFenceMethod(pveconf.FenceRedfish, n.Node+"-bmc")
-		m.Nodes, m.Address, m.User = []string{n.Node}, net.JoinHostPort(n.BMC.Address, bmcPort), BMCUser
-		m.VerifyGap = fence.RehearsedGap // these BMCs say off when no process is left
-		m.PasswordFile, m.Fingerprint, m.UUID = BMCPasswordFile+"-"+n.Node, n.BMC.Fingerprint, n.BMC.UUID
-		methods = append(methods, m)
+		chosen := types
+		if len(chosen) == 0 {
+			chosen = n.BMC.types()
+		}
+		for _, typ := range chosen {
+			m, err := n.BMC.method(n.Node, typ)
+			if err != nil {
+				return "", err
+			}
+			methods = append(methods, m)
+		}
 	}
 	text, err := pveconf.PrintFence(methods)
 	return string(text), err
+}
+
+// types are those of the methods that the BMC is good for.
+func (b *BMCStatus) types() []string {
+	if b.IPMI == "" {
+		return []string{pveconf.FenceRedfish}
+	}
+	return []string{pveconf.FenceRedfish, pveconf.FenceIPMI}
+}
+
+func (b *BMCStatus) method(node, typ string) (pveconf.FenceMethod, error) {
+	m := pveconf.NewFenceMethod(typ, node+"-bmc")
+	switch typ {
+	case pveconf.FenceRedfish:
+		m.Address, m.Fingerprint = net.JoinHostPort(b.Address, bmcPort), b.Fingerprint
+	case pveconf.FenceIPMI:
+		if b.IPMI == "" {
+			return m, model.Errorf(model.ErrUnavailable, "the room was built without the program ipmi_sim: install it with `apt install openipmi` and build the room again")
+		}
+		m.ID, m.Address = node+"-ipmi", b.IPMI
+	default:
+		return m, model.Invalidf("type", "no BMC speaks %q: use redfish or ipmi", typ)
+	}
+	m.Nodes, m.User, m.UUID = []string{node}, BMCUser, b.UUID
+	m.PasswordFile = BMCPasswordFile + "-" + node
+	m.VerifyGap = fence.RehearsedGap // these BMCs say off when no process is left
+	return m, nil
 }
 
 // systemUUID is the file through which a machine with DMI tells its UUID.

@@ -9,7 +9,7 @@ import (
 )
 
 // Internal runs the commands behind `sauh lab internal`, which the room starts
-// itself: room DIR, init, exec DIR NODE ARGV…. It returns the exit status.
+// itself: room DIR, init, exec DIR NODE ARGV…, chassis DIR NODE WORDS…. It returns the exit status.
 // A test binary that builds rooms must call it from TestMain when its arguments
 // start with "lab internal".
 func Internal(args []string) int {
@@ -34,6 +34,14 @@ func Internal(args []string) int {
 			return 1
 		}
 		return code
+	case command == "chassis" && len(args) >= 3:
+		answer, err := runChassis(context.Background(), args[1], args[2], args[3:])
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "sauh lab: chassis:", err)
+			return 1
+		}
+		fmt.Print(answer)
+		return 0
 	}
 	fmt.Fprintln(os.Stderr, "sauh lab internal: these commands are for the machine room itself; see `sauh lab --help`")
 	return 1

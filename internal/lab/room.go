@@ -31,7 +31,7 @@ type supervisor struct {
 	switches *switches
 	nodes    []*node
 	since    time.Time
-	// background has what ends with the room's context: the servers of the BMCs.
+	// background has what ends with the room's context: the servers of the BMCs, and the orders that they carry out.
 	background *sync.WaitGroup
 }
 
@@ -68,6 +68,11 @@ func runSupervisor(dir string, ready *os.File) error {
 	}
 	for i, n := range s.nodes {
 		if err := n.bmc.serve(ctx, s.nodes[(i+1)%len(s.nodes)]); err != nil {
+			return err
+		}
+	}
+	for _, n := range s.nodes {
+		if err := n.bmc.answers(ctx); err != nil {
 			return err
 		}
 	}
@@ -213,7 +218,10 @@ func (s *supervisor) handle(ctx context.Context, req request) (response, []*os.F
 	case "link":
 		return response{}, nil, n.link(ctx, req.Network, req.Up)
 	case "bmc":
-		return response{}, nil, n.setBMC(req.Fault)
+		return response{}, nil, n.setBMC(ctx, req.Fault)
+	case "chassis":
+		res, err := n.bmc.chassis(ctx, req.Action)
+		return response{Power: &res}, nil, err
 	}
 	return response{}, nil, model.Errorf(model.ErrInvalid, "the room knows no operation %q: its sauh is another version", req.Op)
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/fence/fencetest/bmc"
 	"sauh.dev/sauh/internal/sys"
 )
 
@@ -381,6 +382,10 @@ func TestDownLeavesNothingBehind(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			bmcs, err := sys.CgroupProcesses(filepath.Join(r.Cgroup(RoomName), "bmc"))
+			if _, missing := exec.LookPath(bmc.IPMISimProgram); missing == nil && (err != nil || len(bmcs) != 2) {
+				t.Errorf("the processes %v are BMCs of two nodes: %v", bmcs, err)
+			}
 			during := observeHost(t, c.Name)
 			if during.Mounts != before.Mounts || during.Links != before.Links || len(during.Cgroups) != 1 {
 				t.Errorf("the host with a room: %+v", during)
@@ -406,6 +411,11 @@ func TestDownLeavesNothingBehind(t *testing.T) {
 			}
 			if left := processesOf(t, c.Dir); len(left) > 0 {
 				t.Errorf("processes left: %v", left)
+			}
+			for _, pid := range bmcs {
+				if err := unix.Kill(pid, 0); !errors.Is(err, unix.ESRCH) {
+					t.Errorf("BMC %d is left: %v", pid, err)
+				}
 			}
 			for _, path := range []string{c.Dir, pointerPath(c.Name)} {
 				if exists(path) {

@@ -18,7 +18,7 @@ import (
 // to "exec" carries file descriptors: the namespaces and the cgroup to enter.
 
 type request struct {
-	Op        string      `json:"op"` // status, power, link, bmc, partition, heal, exec
+	Op        string      `json:"op"` // status, power, link, bmc, chassis, partition, heal, exec
 	Node      string      `json:"node,omitempty"`
 	Action    PowerAction `json:"action,omitempty"`
 	Network   Network     `json:"network,omitempty"`

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"sauh.dev/sauh/internal/fence/fencetest/bmc"
 )
 
 // IPMISim is a running ipmi_sim whose chassis is a few files in a directory.
@@ -25,23 +27,22 @@ type IPMISim struct {
 // which is skipped if the program is not there. guid is the system's, 32 hexadecimal digits.
 func StartIPMISim(t *testing.T, guid string) *IPMISim {
 	t.Helper()
-	program, err := exec.LookPath("ipmi_sim")
+	program, err := exec.LookPath(bmc.IPMISimProgram)
 	if err != nil {
 		t.Skip("needs the program ipmi_sim: install the package openipmi")
 	}
 	dir := t.TempDir()
 	s := &IPMISim{User: "admin", Password: "secret", dir: dir, t: t, Address: freeUDP(t)}
-	_, port, _ := net.SplitHostPort(s.Address)
-	s.write("lan.conf", fmt.Sprintf(simConfig, port, guid, filepath.Join(dir, "chassis"), s.User, s.Password))
-	s.write("sim.emu", fmt.Sprintf(simCommands, guid))
 	s.write("chassis", fmt.Sprintf(chassisScript, dir))
 	s.write("power", "1")
 	s.write("orders", "")
-	if err := os.Mkdir(filepath.Join(dir, "state"), 0o755); err != nil {
+	conf := bmc.IPMISim{Address: s.Address, User: s.User, Password: s.Password, UUID: guid, Chassis: "./chassis"}
+	argv, err := conf.Write(dir)
+	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), program, "-n",
-		"-c", filepath.Join(dir, "lan.conf"), "-f", filepath.Join(dir, "sim.emu"), "-s", filepath.Join(dir, "state"))
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), program, argv[1:]...)
+	cmd.Dir = dir
 	out, err := os.Create(filepath.Join(dir, "out"))
 	if err != nil {
 		t.Fatal(err)
@@ -59,35 +60,18 @@ func StartIPMISim(t *testing.T, guid string) *IPMISim {
 			t.Logf("ipmi_sim said:\n%s", text)
 		}
 	})
-	s.waitPing()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := bmc.PingRMCP(ctx, s.Address); err != nil {
+		t.Fatal(err)
+	}
 	return s
 }
-
-const simConfig = `name "sim"
-startlan 1
-  addr 127.0.0.1 %s
-  priv_limit admin
-  allowed_auths_callback none md2 md5 straight
-  allowed_auths_user none md2 md5 straight
-  allowed_auths_operator none md2 md5 straight
-  allowed_auths_admin none md2 md5 straight
-  guid %s
-endlan
-chassis_control "%s 0x20"
-user 2 true "%s" "%s" admin 10 none md2 md5 straight
-`
-
-const simCommands = `mc_setbmc 0x20
-mc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02
-mc_set_guid 0x20 %s
-mc_enable 0x20
-`
 
 // chassisScript is what ipmi_sim asks and tells about the chassis: "get power" and "set power 0". The file late
 // holds how many seconds an order takes, the file deaf makes it do nothing, the file says replaces the truth.
 const chassisScript = `#!/bin/sh
 cd '%s' || exit 1
-shift
 case "$1" in
 get)
 	[ -e slow ] && sleep "$(cat slow)"
@@ -144,31 +128,4 @@ func (s *IPMISim) Orders() string {
 		s.t.Fatal(err)
 	}
 	return string(text)
-}
-
-// waitPing waits until the simulator answers an RMCP ping.
-func (s *IPMISim) waitPing() {
-	s.t.Helper()
-	var d net.Dialer
-	conn, err := d.DialContext(s.t.Context(), "udp4", s.Address)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer conn.Close()
-	ping := []byte{0x06, 0x00, 0xff, 0x06, 0x00, 0x00, 0x11, 0xbe, 0x80, 0x00, 0x00, 0x00}
-	answer := make([]byte, 100)
-	deadline := time.Now().Add(10 * time.Second)
-	for time.Now().Before(deadline) {
-		_, _ = conn.Write(ping)
-		_ = conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
-		if _, err := conn.Read(answer); err == nil {
-			return
-		}
-		if text, _ := os.ReadFile(filepath.Join(s.dir, "out")); strings.Contains(string(text), "rror") {
-			s.t.Fatalf("ipmi_sim does not start: %s", text)
-		}
-		<-time.After(20 * time.Millisecond)
-	}
-	text, _ := os.ReadFile(filepath.Join(s.dir, "out"))
-	s.t.Fatalf("ipmi_sim answers no ping: %s", text)
 }

@@ -36,7 +36,7 @@ type rig struct {
 
 func newRig(t *testing.T) rig {
 	r := rig{machine: &fencetest.Box{ID: uuid}, next: &fencetest.Box{ID: other}}
-	r.bmc = &bmc.Redfish{User: "sauh", Password: "secret", Machine: r.machine, Other: r.next}
+	r.bmc = &bmc.Redfish{User: "sauh", Password: "secret", Controller: bmc.Controller{Machine: r.machine, Other: r.next}}
 	r.cfg = redfish.Config{User: "sauh", Password: "secret", Now: now}
 	r.cfg.Address, r.cfg.Fingerprint = fencetest.StartRedfish(t, r.bmc)
 	return r

@@ -49,10 +49,10 @@ func fenceHere(what, node, password string) int {
 	return 0
 }
 
-// fenceFrom runs fenceHere in a node of w; program is this test's own on the NAS.
-func fenceFrom(t *testing.T, w *world, program, from, what, node string) fence.Outcome {
+// fenceFrom runs fenceHere in a node of w, with methods of one type; program is this test's own on the NAS.
+func fenceFrom(t *testing.T, w *world, program, typ, from, what, node string) fence.Outcome {
 	t.Helper()
-	cfg, err := w.FenceConfig(t.Context())
+	cfg, err := w.FenceConfig(t.Context(), typ)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +87,13 @@ func statusOf(t *testing.T, w *world, node string) lab.NodeStatus {
 }
 
 func TestANodeShotByItsBMCFromAnotherNodeHasNoProcessLeft(t *testing.T) {
-	w, err := raise(t.Context(), "fence1", 3)
+	for _, typ := range []string{pveconf.FenceRedfish, pveconf.FenceIPMI} {
+		t.Run(typ, func(t *testing.T) { shootFromAnother(t, typ) })
+	}
+}
+
+func shootFromAnother(t *testing.T, typ string) {
+	w, err := raise(t.Context(), "f-"+typ, 3)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,11 +110,11 @@ func TestANodeShotByItsBMCFromAnotherNodeHasNoProcessLeft(t *testing.T) {
 	if len(pids) < 3 {
 		t.Fatalf("n2 runs %d processes, not even init, guard and agent", len(pids))
 	}
-	if got := fenceFrom(t, w, program, "n1", "ask", "n2"); got.Proof != nil {
+	if got := fenceFrom(t, w, program, typ, "n1", "ask", "n2"); got.Proof != nil {
 		t.Errorf("a node that runs: %+v", got)
 	}
 	start := time.Now()
-	got := fenceFrom(t, w, program, "n1", "shoot", "n2")
+	got := fenceFrom(t, w, program, typ, "n1", "shoot", "n2")
 	t.Logf("shot and verified in %v, with the start of the program %v", got.Said[0].Took, time.Since(start))
 	if got.Proof == nil || got.Proof.Node != "n2" {
 		t.Fatalf("%+v", got)
@@ -133,10 +139,10 @@ func TestANodeShotByItsBMCFromAnotherNodeHasNoProcessLeft(t *testing.T) {
 	if err := w.Link(t.Context(), "n2", lab.AllNetworks, false); err != nil {
 		t.Fatal(err)
 	}
-	if got := fenceFrom(t, w, program, "n3", "shoot", "n2"); got.Proof == nil {
+	if got := fenceFrom(t, w, program, typ, "n3", "shoot", "n2"); got.Proof == nil {
 		t.Errorf("without its cables: %+v", got)
 	}
-	if got := fenceFrom(t, w, program, "n1", "ask", "n2"); got.Proof == nil {
+	if got := fenceFrom(t, w, program, typ, "n1", "ask", "n2"); got.Proof == nil {
 		t.Errorf("asked when it was off: %+v", got)
 	}
 }

@@ -14,6 +14,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"sauh.dev/sauh/internal/lab"
+	"sauh.dev/sauh/internal/sys"
 )
 
 func TestARoomLeavesNothingBehindAlsoAfterACrash(t *testing.T) {
@@ -35,7 +38,11 @@ func TestARoomLeavesNothingBehindAlsoAfterACrash(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		pids := append(slices.Clone(st.Nodes[0].PIDs), st.PID)
+		bmcs, err := sys.CgroupProcesses(filepath.Join(r.world.Cgroup(lab.RoomName), "bmc"))
+		if err != nil || len(bmcs) != 1 {
+			t.Errorf("the processes %v are the BMC of one node, %v: install the package openipmi (make setup)", bmcs, err)
+		}
+		pids := slices.Concat(st.Nodes[0].PIDs, bmcs, []int{st.PID})
 		if crash {
 			if err := syscall.Kill(st.PID, syscall.SIGKILL); err != nil {
 				t.Fatal(err)

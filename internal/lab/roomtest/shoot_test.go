@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"sauh.dev/sauh/internal/core/pveconf"
 	"sauh.dev/sauh/internal/lab"
 )
 
@@ -19,10 +20,13 @@ const (
 	byBMCShot = 8 * time.Second // the node hangs, and its BMC is told to cut the power
 )
 
-// Fenced configures the room's BMCs in the cluster until the end of the test, and waits until they are rehearsed.
-func (r *room) Fenced() {
+// Fenced configures the room's BMCs by Redfish in the cluster until the end of the test, and waits until they are rehearsed.
+func (r *room) Fenced() { r.t.Helper(); r.FencedBy(pveconf.FenceRedfish) }
+
+// FencedBy is Fenced in another language of the BMCs.
+func (r *room) FencedBy(typ string) {
 	r.t.Helper()
-	text, err := r.FenceConfig(r.ctx(10 * time.Second))
+	text, err := r.FenceConfig(r.ctx(10*time.Second), typ)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -109,14 +113,7 @@ func TestABMCThatHangsLeavesTheLease(t *testing.T) {
 	r.Fenced()
 	lost := r.otherThan(r.Cluster("n1").Manager, r.Cluster("n1").Leader)
 	g := r.Guest(100).On(lost).Protected()
-	if err := r.BMC(t.Context(), lost, "hang"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := r.BMC(context.Background(), lost, "none"); err != nil {
-			t.Error(err)
-		}
-	})
+	r.breakBMC(lost, "hang")
 	since := r.PowerOff(lost)
 	g.MustStartElsewhere(lost, since, toStart)
 	g.MustAnswer(patience)
