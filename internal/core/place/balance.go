@@ -56,6 +56,7 @@ func Rebalance(c Cluster, p BalanceParams) []Move {
 // value is ready; it need not outlive the manager.
 type Balancer struct {
 	bad   bool
+	mode  Mode // by which it was
 	since time.Duration
 	moved map[string]departure
 }
@@ -75,8 +76,8 @@ func (b Balancer) Step(now time.Duration, c Cluster, p BalanceParams) (next Bala
 		b.bad = false
 		return b, nil, 0
 	}
-	if !b.bad {
-		b.bad, b.since = true, now
+	if !b.bad || b.mode != pl.mode { // another measure is another imbalance
+		b.bad, b.mode, b.since = true, pl.mode, now
 	}
 	free := p.Moves - pl.moving()
 	if free <= 0 {

@@ -187,6 +187,7 @@ func TestWhatKeepsTheBalancerFromMoving(t *testing.T) {
 		"the move costs more":            func(_ *place.Cluster, p *place.BalanceParams) { p.CostPerGiB = 0.06 },
 		"no move is allowed":             func(_ *place.Cluster, p *place.BalanceParams) { p.Moves = 0 },
 		"mode basic":                     func(c *place.Cluster, _ *place.BalanceParams) { c.Mode = place.Basic },
+		"they are no HA resources":       func(c *place.Cluster, _ *place.BalanceParams) { all(c, func(g *place.Guest) { g.HA = false }) },
 		"the guests are not to be moved": func(c *place.Cluster, _ *place.BalanceParams) { all(c, func(g *place.Guest) { g.NoRebalance = true }) },
 		"they are on their way": func(c *place.Cluster, _ *place.BalanceParams) {
 			all(c, target("n1x"))
@@ -278,6 +279,25 @@ func TestTheImbalanceMustLast(t *testing.T) {
 	want := []string{"2m40s vm:1 n1 n3"}
 	if diff := cmp.Diff(want, steps(&b, &c, p, 100*time.Second, 400*time.Second)); diff != "" {
 		t.Errorf("moves differ (-want +got):\n%s", diff)
+	}
+}
+
+// A node that was booted anew has measured nothing for some seconds: the others' imbalance by configuration is then no old one.
+func TestTheImbalanceMustLastByOneMeasure(t *testing.T) {
+	c, p := measured(), place.DefaultBalanceParams()
+	for _, sid := range []string{"vm:1", "vm:2", "vm:3", "vm:4"} {
+		load(&c, sid, "n1", 1, 4096)
+	}
+	var b place.Balancer
+	if got := steps(&b, &c, p, 0, 50*time.Second); len(got) > 0 {
+		t.Errorf("moved too early: %v", got)
+	}
+	c.Nodes[1].Measured = false
+	if got := steps(&b, &c, p, 50*time.Second, 109*time.Second); len(got) > 0 {
+		t.Errorf("moved too early by what is configured: %v", got)
+	}
+	if got := steps(&b, &c, p, 109*time.Second, 111*time.Second); len(got) != 1 {
+		t.Errorf("by what is configured %v moved", got)
 	}
 }
 

@@ -248,7 +248,7 @@ func (p *Planner) candidates(veto func(sid, from, to string) bool) []candidate {
 	return out
 }
 
-// candidate is the bundle that guest i leads; ok is false if one of it is idle, moving, elsewhere or not to be moved.
+// candidate is the bundle that guest i leads; ok is false if one of it is no HA resource that is to run, idle, moving, elsewhere or not to be moved.
 func (p *Planner) candidate(i int) (c candidate, ok bool) {
 	g := &p.guests[i]
 	c.members = []int{i}
@@ -260,7 +260,7 @@ func (p *Planner) candidate(i int) (c candidate, ok bool) {
 	slices.SortFunc(c.members[1:], func(a, b int) int { return cmp.Compare(p.guests[a].sid, p.guests[b].sid) })
 	for _, m := range c.members {
 		o := &p.guests[m]
-		if o.Idle || o.Starting || o.NoRebalance || o.target >= 0 || o.node != g.node || !p.isOnline(o.node) {
+		if !o.HA || o.Idle || o.Starting || o.NoRebalance || o.target >= 0 || o.node != g.node || !p.isOnline(o.node) {
 			return candidate{}, false
 		}
 		cpu, mem := p.share(o, o.node)
