@@ -18,6 +18,18 @@ func (p *Planner) Imbalance() float64 {
 	return s.imbalance()
 }
 
+// uneven says whether the imbalance is one to act on.
+func (p *Planner) uneven(params BalanceParams) bool {
+	if p.mode == Basic || len(p.online) == 0 {
+		return false
+	}
+	s := p.newSpread()
+	if p.mode == Dynamic && slices.Max(s.load)-slices.Min(s.load) < params.MinSpread {
+		return false
+	}
+	return s.imbalance() > params.Threshold
+}
+
 // spread is the nodes' load, so that the imbalance after a move takes no loop.
 type spread struct {
 	load    []float64 // (cpu+memory)/2, by position among the nodes online
@@ -91,10 +103,10 @@ func (p *Planner) rebalance(params BalanceParams, n int, veto func(sid, from, to
 	defer t.undo()
 	var out []Move
 	for range n {
-		now := p.Imbalance()
-		if now <= params.Threshold {
+		if !p.uneven(params) {
 			break
 		}
+		now := p.Imbalance()
 		best, ok := p.best(params.Method, veto)
 		if !ok {
 			break
