@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"sauh.dev/sauh/internal/agent/mirror"
+	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/load"
@@ -254,6 +255,15 @@ func TestTheManagerSeesTheLoadsThatCount(t *testing.T) {
 	all := seen{ha.Load{CPU: 2, MemoryMiB: 900}, ha.Load{CPU: 0.25, MemoryMiB: 600}, ha.Load{CPU: 1.5, MemoryMiB: 200}, true}
 	wants("in mode dynamic", all)
 
+	st, err := n.m.roles.HA.HAStatus(t.Context())
+	must(t, err)
+	for i, l := range []ha.Load{all.N1, all.N2} {
+		want := &api.HALoad{Measured: true, CPU: l.CPU, MemoryMiB: l.MemoryMiB, MaxMemoryMiB: int64(4096 * i)}
+		if diff := cmp.Diff(want, st.Nodes[i].Load); diff != "" {
+			t.Error(diff)
+		}
+	}
+
 	n.m.manager.live = allOnline{n.m.mirror, "n2"}
 	without2 := all
 	without2.N2 = ha.Load{}
@@ -331,9 +341,12 @@ func (r *room) run(d time.Duration, use func(model.VMID) float64) {
 		}
 		for name, m := range r.machines {
 			m.pass(0.05, on[name])
-			r.put(model.LivePrefix+name, string(mustJSON(model.Live{BootID: m.l.boot, Epoch: 1, Seq: uint64(m.now.Microseconds())})))
-			r.look(m)
+			if r.now%time.Minute == load.Pace {
+				putKey(r.t, r.other, model.LivePrefix+name, string(mustJSON(model.Live{BootID: m.l.boot, Epoch: 1, Seq: uint64(m.now.Microseconds())})))
+			}
+			m.l.look(r.t.Context())
 		}
+		r.follow()
 		var actions []ha.Action
 		r.s, actions = r.s.Step(r.now, r.m.manager.view())
 		for _, a := range actions {
@@ -410,9 +423,9 @@ func TestAnIdleClusterStaysAsItIs(t *testing.T) {
 	noise := rand.New(rand.NewPCG(seed, 0))
 	r := startRoom(t, map[string][]model.VMID{"n1": {100, 101}, "n2": {102}, "n3": {103}})
 	spikes := map[model.VMID]int{}
-	r.run(time.Hour, func(id model.VMID) float64 { // a job for half a minute, once in a while
+	r.run(time.Hour, func(id model.VMID) float64 { // a job for a quarter of a minute, once in a while
 		if spikes[id]--; noise.IntN(120) == 0 {
-			spikes[id] = 6
+			spikes[id] = 3
 		}
 		if spikes[id] > 0 {
 			return 1
