@@ -88,6 +88,11 @@ func (h *haAPI) nodeStatus(p ha.Picture, view ha.View, n model.Node) api.HANodeS
 		if s.Disarm = string(m.Request.DisarmAt(view.Unix)); s.Disarm != "" {
 			s.Until = m.Request.Until
 		}
+		if view.Policy.Placing == place.Dynamic && s.State == "online" {
+			s.Load = &api.HALoad{
+				Measured: m.Load != ha.Load{}, CPU: m.Load.CPU, CPUs: m.CPUs, MemoryMiB: m.Load.MemoryMiB, MaxMemoryMiB: m.MemoryMiB,
+			}
+		}
 	}
 	if np.Quarantined {
 		s.Quarantine = "it was silent too often of late: no guest is placed there while another node is possible"

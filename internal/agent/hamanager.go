@@ -65,8 +65,12 @@ func (m *haManager) view() ha.View {
 		Resources: c.states, Config: c.config, Guests: haGuests(snap, c, ""), Protected: c.protected, Intents: c.intents, Statuses: c.statuses,
 		Commands: c.commands, Policy: c.policy, Mode: c.mode, Rules: c.rules, Unix: c.unix,
 	}
+	loads := m.measured(snap, c, v.Guests)
+	measure(v.Guests, loads)
 	for name, n := range c.nodes {
-		v.Members = append(v.Members, m.member(snap, c, name, n))
+		member := m.member(snap, c, name, n)
+		member.Load = ha.Load(loads.Nodes[name])
+		v.Members = append(v.Members, member)
 	}
 	return v
 }

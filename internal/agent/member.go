@@ -73,6 +73,7 @@ type member struct {
 	ending     *ending
 	beacons    *beacons
 	health     *nodeHealth
+	load       *nodeLoad
 	membership *membership
 	roles      api.Backend
 	handler    http.Handler  // the API with these roles
@@ -188,6 +189,10 @@ func (m *member) wireHA(a *Agent, files guestFiles, tasks guestTasks, moves *dep
 		command: a.opts.Probe, mark: m.starter.pillName(node), held: m.held(tasks.locks), kick: m.kick,
 	})
 	m.procs.watch = m.health.guest
+	m.load = &nodeLoad{
+		node: node, boot: a.boot, log: log, st: m.st, mirror: m.mirror, procs: m.procs,
+		machine: sys.Cgroup(a.opts.Paths.CgroupRoot), memory: memory, clock: sys.BootTime,
+	}
 	m.fencing = newFencing(&fencing{node: node, log: log, st: m.st, mirror: m.mirror, live: m.live, beacon: m.beacons.heard, quorate: quorate})
 	m.manager = &haManager{
 		node: node, log: log, st: m.st, quorate: quorate, mirror: m.mirror, live: m.live, book: m.book, fencing: m.fencing,
@@ -352,6 +357,7 @@ func (a *Agent) activate(m *member) error {
 	m.wg.Go(func() { m.watchAble(m.ctx) })
 	m.wg.Go(func() { m.fencing.run(m.ctx) })
 	m.wg.Go(func() { m.health.start(m.ctx) })
+	m.wg.Go(func() { m.load.start(m.ctx) })
 	m.wg.Go(func() { m.ending.forget(m.ctx) })
 	m.beacons.start(m.ctx, a.boot, a.opts.Paths.State, m.addresses)
 	m.wg.Go(func() { m.publishSelf(m.ctx, a.opts.Version.Version, a.host) })

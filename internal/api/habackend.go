@@ -92,8 +92,20 @@ type HANodeStatus struct {
 	Lost       string `json:"lost,omitempty"`
 	Rack       string `json:"rack,omitempty"`
 	Site       string `json:"site,omitempty"`
+	// Load is missing where guests are not placed by measured load, and of a node that is not online.
+	Load *HALoad `json:"load,omitempty"`
 	// Fencing are the methods of ha/fence.cfg for this node; the lease is always there besides.
 	Fencing []HAFenceMethod `json:"fencing,omitempty"`
+}
+
+// HALoad is what is used of a node, its guests included, as an average of about the last minute.
+type HALoad struct {
+	// Measured: the node has told what still counts. While one node online has not, guests are placed by what is configured.
+	Measured     bool    `json:"measured"`
+	CPU          float64 `json:"cpu"` // processors: 1.5 is one and a half
+	CPUs         int     `json:"cpus"`
+	MemoryMiB    int64   `json:"memory_mib"`
+	MaxMemoryMiB int64   `json:"max_memory_mib"`
 }
 
 // HAFenceMethod is a way to prove a node dead sooner than the lease does.

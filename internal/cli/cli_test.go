@@ -98,7 +98,7 @@ func setup(env *testscript.Env) error {
 	return nil
 }
 
-// fakeCommand changes the agent: fail METHOD KIND TEXT, taskfail TYPE TEXT, says TYPE LINE, endless, stopped VMID, noquorum, alone, alarm SID TEXT, disarmed, minority, along SID, blocked SID, await CALL; calls prints what was asked of it.
+// fakeCommand changes the agent: fail METHOD KIND TEXT, taskfail TYPE TEXT, says TYPE LINE, endless, stopped VMID, noquorum, alone, alarm SID TEXT, disarmed, measured, unmeasured, minority, along SID, blocked SID, await CALL; calls prints what was asked of it.
 func fakeCommand(ts *testscript.TestScript, neg bool, args []string) {
 	f := ts.Value(fakeKey{}).(*apitest.Fake)
 	switch args[0] {
@@ -134,6 +134,11 @@ func change(ts *testscript.TestScript, f *apitest.Fake, args []string) {
 		f.HA.Disarm, f.HA.Until, f.HA.Manager, f.HA.Quorate = "ignore", apitest.Start+9000, "", false
 		f.HA.Nodes[1].Disarm, f.HA.Nodes[0].Mode = "freeze", "reboot"
 		f.HA.Tolerance = &api.HATolerance{Nodes: 0, Exact: true, Quorum: true}
+	case "measured":
+		f.HA.Nodes[0].Load = &api.HALoad{Measured: true, CPU: 1.25, CPUs: 4, MemoryMiB: 1536, MaxMemoryMiB: 8192}
+		f.HA.Nodes[1].Load = &api.HALoad{CPUs: 1, MaxMemoryMiB: 8192}
+	case "unmeasured":
+		f.HA.Nodes[0].Load, f.HA.Nodes[1].Load = nil, nil
 	case "minority":
 		f.Plan.Quorate = false
 	case "along":

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -12,6 +13,7 @@ import (
 
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/client"
+	"sauh.dev/sauh/internal/core/units"
 )
 
 func (m *Main) haStatus() *cobra.Command {
@@ -114,7 +116,11 @@ func tolerance(t *api.HATolerance) string {
 }
 
 func (m *Main) printHANodes(w io.Writer, nodes []api.HANodeStatus) {
+	measured := slices.ContainsFunc(nodes, func(n api.HANodeStatus) bool { return n.Load != nil })
 	rows := [][]string{{"NODE", "STATE", "EPOCH", "LAST HEARD", "PLACE", "FENCING"}}
+	if measured {
+		rows[0] = append(rows[0], "LOAD")
+	}
 	var methods []api.HAFenceMethod
 	for _, n := range nodes {
 		heard := (time.Duration(n.SilenceMS) * time.Millisecond).String() + " ago"
@@ -123,15 +129,28 @@ func (m *Main) printHANodes(w io.Writer, nodes []api.HANodeStatus) {
 			ways += " and " + plural(len(n.Fencing), "method")
 		}
 		methods = append(methods, n.Fencing...)
-		rows = append(rows, []string{
-			n.Node, m.haNodeState(n), strconv.FormatUint(n.Epoch, 10), heard, strings.Trim(n.Site+"/"+n.Rack, "/"), ways,
-		})
+		row := []string{n.Node, m.haNodeState(n), strconv.FormatUint(n.Epoch, 10), heard, strings.Trim(n.Site+"/"+n.Rack, "/"), ways}
+		if measured {
+			row = append(row, haLoad(n.Load))
+		}
+		rows = append(rows, row)
 	}
 	table(w, rows...)
 	if len(methods) > 0 {
 		fmt.Fprintln(w)
 		m.printMethods(w, methods)
 	}
+}
+
+// haLoad is what is used of a node.
+func haLoad(l *api.HALoad) string {
+	switch {
+	case l == nil:
+		return ""
+	case !l.Measured:
+		return "not measured"
+	}
+	return fmt.Sprintf("%.2f of %s, %s of %s", l.CPU, plural(l.CPUs, "CPU"), units.FormatBytes(l.MemoryMiB<<20), units.FormatBytes(l.MaxMemoryMiB<<20))
 }
 
 func (m *Main) haNodeState(n api.HANodeStatus) string {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -156,6 +157,25 @@ func cgroupGone(err error) error {
 		return fs.ErrNotExist
 	}
 	return err
+}
+
+// CPUTime is the processor time that the cgroup and those below it have used since it was made; at the root of the
+// hierarchy, all that the machine has used since its boot.
+func (c Cgroup) CPUTime() (time.Duration, error) {
+	b, err := os.ReadFile(filepath.Join(string(c), "cpu.stat"))
+	if err != nil {
+		return 0, fmt.Errorf("read the processor time of cgroup %s: %w", c, cgroupGone(err))
+	}
+	for line := range strings.Lines(string(b)) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), " "); ok && name == "usage_usec" {
+			usec, err := strconv.ParseInt(value, 10, 64)
+			if err != nil {
+				return 0, fmt.Errorf("read the processor time of cgroup %s: %w", c, err)
+			}
+			return time.Duration(usec) * time.Microsecond, nil
+		}
+	}
+	return 0, fmt.Errorf("read the processor time of cgroup %s: no usage_usec in cpu.stat: cgroup v2 of Linux 5.8 or later is needed", c)
 }
 
 // event reads one of the flags in cgroup.events.

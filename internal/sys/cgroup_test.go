@@ -172,6 +172,55 @@ func TestAMarkStaysWithItsCgroup(t *testing.T) {
 	}
 }
 
+func TestACgroupCountsTheProcessorTimeOfWhatIsBelowIt(t *testing.T) {
+	c := newCgroup(t)
+	idle, err := c.CPUTime()
+	if err != nil || idle != 0 {
+		t.Errorf("a new cgroup has used %s, %v", idle, err)
+	}
+	below := sys.Cgroup(filepath.Join(string(c), "below"))
+	if err := below.Create(); err != nil {
+		t.Fatal(err)
+	}
+	startCounter(t, below)
+	for end := time.Now().Add(10 * time.Second); ; <-time.After(time.Millisecond) {
+		used, err := c.CPUTime()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if used > 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("it has used nothing")
+		}
+	}
+	if _, err := sys.Cgroup(filepath.Join(string(c), "none")).CPUTime(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a cgroup that is not there: %v", err)
+	}
+}
+
+func TestProcessorTimeNeedsTheKernelsWord(t *testing.T) {
+	dir := t.TempDir()
+	for text, want := range map[string]time.Duration{"usage_usec 1500\nuser_usec 3\n": 1500 * time.Microsecond, "user_usec 3\n": -1, "usage_usec x\n": -1} {
+		if err := os.WriteFile(filepath.Join(dir, "cpu.stat"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := sys.Cgroup(dir).CPUTime(); got != max(want, 0) || (err != nil) != (want < 0) {
+			t.Errorf("%q: %s, %v", text, got, err)
+		}
+	}
+}
+
+func TestAProcessHasMemory(t *testing.T) {
+	if got, err := sys.ProcessMemory(os.Getpid()); err != nil || got < 1<<20 || got > 1<<34 {
+		t.Errorf("%d bytes, %v", got, err)
+	}
+	if _, err := sys.ProcessMemory(1 << 30); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a process that is not there: %v", err)
+	}
+}
+
 func TestBootTimeAdvancesAndTheBootIDDoesNot(t *testing.T) {
 	a, b := sys.BootTime(), sys.BootTime()
 	if a <= 0 || b < a {

@@ -36,6 +36,23 @@ func ProcessStart(pid int) (uint64, error) {
 	return strconv.ParseUint(fields[19], 10, 64)
 }
 
+// ProcessMemory is the memory of a process that is in RAM, in bytes. fs.ErrNotExist if there is no such process.
+func ProcessMemory(pid int) (int64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err != nil {
+		return 0, fmt.Errorf("read the memory of process %d: %w", pid, err)
+	}
+	f := strings.Fields(string(b))
+	if len(f) < 2 {
+		return 0, fmt.Errorf("read the memory of process %d: statm is %q", pid, b)
+	}
+	pages, err := strconv.ParseInt(f[1], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("read the memory of process %d: %w", pid, err)
+	}
+	return pages * int64(os.Getpagesize()), nil
+}
+
 // ProcessArgs returns the argument vector of the process pid. A process that is
 // gone gives os.ErrProcessDone.
 func ProcessArgs(pid int) ([]string, error) {

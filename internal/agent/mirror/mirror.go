@@ -108,11 +108,11 @@ func (m *Mirror) replace(kvs []store.KV, rev int64) {
 func (m *Mirror) apply(b store.Batch) {
 	m.onBatch(b.Events)
 	next := m.Snapshot() // nobody else writes it
-	// What the store notes for itself changes with every write, and renewals come from every node each second: neither
-	// concerns anybody who waits for a change.
+	// What the store notes for itself changes with every write, renewals come from every node each second, and what nodes
+	// measured every few seconds: none of it concerns anybody who waits for a change.
 	quiet := true
 	for _, e := range b.Events {
-		quiet = quiet && (strings.HasPrefix(e.Key, model.AppliedPrefix) || isRenewal(next, e))
+		quiet = quiet && (strings.HasPrefix(e.Key, model.AppliedPrefix) || strings.HasPrefix(e.Key, model.HALoadPrefix) || isRenewal(next, e))
 		if e.Deleted {
 			next.all = next.all.without(e.Key)
 		} else {
@@ -153,7 +153,7 @@ func (m *Mirror) notify() {
 	}
 }
 
-// Subscribe returns a channel that has an element after each change but renewals, and the way to end it. Changes that
+// Subscribe returns a channel that has an element after each change but renewals and measurements, and the way to end it. Changes that
 // nobody has looked at do not pile up.
 func (m *Mirror) Subscribe() (changed <-chan struct{}, stop func()) {
 	c := make(chan struct{}, 1)

@@ -282,6 +282,14 @@ func TestRenewalsAreNoChange(t *testing.T) {
 			t.Errorf("%s: told %v", c.value, got)
 		}
 	}
+	rev := put(t, other, model.HALoadPrefix+"n1", `{"boot_id":"b","at":1}`)
+	m.reaches(t, rev)
+	if told(false) {
+		t.Error("what a node measured is told")
+	}
+	if kv, ok := m.Snapshot().Get(model.HALoadPrefix + "n1"); !ok || kv.ModRevision != rev {
+		t.Error("what a node measured is not there")
+	}
 }
 
 func TestARecordThatCannotBeReadIsAnErrorAndIsLoggedOnce(t *testing.T) {

@@ -116,7 +116,7 @@ func (d *decision) placeGuest(g *Guest) place.Guest {
 		pg.HA = state == pveconf.HAStarted && st.State != StatusError
 		pg.Idle = !pg.HA && st.State != StatusStarted && st.Revision != 0 ||
 			d.view.Policy.RebalanceOnStart && needsPermit(st, g.Node) // it has no place yet
-		pg.Starting = st.State == StatusStarting
+		pg.Starting = st.State == StatusStarting || g.Unmeasured && st.State == StatusStarted && st.Node == g.Node
 	}
 	return pg
 }

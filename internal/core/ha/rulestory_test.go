@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/place"
@@ -164,6 +166,44 @@ func TestAutomaticRebalancingComesToRest(t *testing.T) {
 	}
 	if on["n1"] > 3 || moves > 4 {
 		t.Errorf("got %v after %d moves: %q", on, moves, s.log)
+	}
+}
+
+func TestMeasuredLoadIsLookedAtEvenIfNothingIsTold(t *testing.T) {
+	s := newStage(t, "n1")
+	s.policy.Rebalance, s.policy.Balance = true, place.DefaultBalanceParams()
+	s.run(second)
+	for mode, want := range map[place.Mode][]ha.Action{place.Static: nil, place.Dynamic: {ha.Wake{At: s.now + 10*second}}} {
+		v := s.view(s.nodes[0])
+		v.Policy.Placing = mode
+		s.nodes[0].manager, _ = s.nodes[0].manager.Step(s.now, v)
+		_, got := s.nodes[0].manager.Step(s.now, v)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: %s", mode, diff)
+		}
+	}
+}
+
+func TestAGuestThatRunsAndIsNotMeasuredYetCountsAsWhatItMayUse(t *testing.T) {
+	s := newStage(t, "n1", "n2")
+	s.guest(100, "n1", pveconf.HAStarted)
+	s.guest(101, "n1", pveconf.HAStopped)
+	s.run(second)
+	v := s.view(s.nodes[0])
+	starting := func() (out []bool) {
+		for _, g := range ha.Look("n1", ha.DefaultParams(), v).Cluster().Guests {
+			out = append(out, g.Starting)
+		}
+		return out
+	}
+	if diff := cmp.Diff([]bool{false, false}, starting()); diff != "" {
+		t.Error(diff)
+	}
+	for i := range v.Guests {
+		v.Guests[i].Unmeasured = true
+	}
+	if diff := cmp.Diff([]bool{true, false}, starting()); diff != "" {
+		t.Errorf("not measured yet: %s", diff)
 	}
 }
 

@@ -504,6 +504,9 @@ func (d *decision) rebalance() {
 	if wake > 0 {
 		d.out.wake(max(wake, d.now+time.Millisecond))
 	}
+	if pol.Placing == place.Dynamic {
+		d.wakeIn(d.p.Remeasure)
+	}
 	for _, m := range moves {
 		d.take(m)
 	}

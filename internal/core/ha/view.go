@@ -54,6 +54,8 @@ type Params struct {
 	// A node that was silent FlapCount times within FlapWindow is quarantined: no target for Quarantine after the last.
 	FlapCount              int
 	FlapWindow, Quarantine time.Duration
+	// Remeasure is how often the balance is looked at where it is made by what was measured: of measurements nobody is told.
+	Remeasure time.Duration
 }
 
 // DefaultParams are those of production.
@@ -87,6 +89,7 @@ func DefaultParams() Params {
 		FlapCount:          3,
 		FlapWindow:         10 * time.Minute,
 		Quarantine:         10 * time.Minute,
+		Remeasure:          10 * time.Second, // the least time between two records of one node
 	}
 }
 
@@ -122,7 +125,7 @@ type Member struct {
 	Health          NodeHealth
 	History         History
 	HistoryRevision int64
-	// CPUs is the number of processors, Load what the member's guests use of it at the moment.
+	// CPUs is the number of processors, Load what is used of the member at the moment, by its guests and by all else.
 	CPUs int
 	Load Load
 	// Rack and Site are the member's failure domains, "" where nobody said.
@@ -147,6 +150,8 @@ type Guest struct {
 	Local string
 	// Kind is the service's type, "vm" where it is "".
 	Kind string
+	// Unmeasured: its node has told what its guests use, and not yet of this one. While it runs it counts as what it may use.
+	Unmeasured bool
 	// Lock is the guest's configuration lock, "" if there is none. Such a guest is not moved by choice.
 	Lock string
 	// RBD: all its writable disks are on RBD, so that a blocklist entry alone proves that its old QEMU writes nothing.

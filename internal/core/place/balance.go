@@ -28,6 +28,9 @@ const (
 type BalanceParams struct {
 	// Threshold: nothing is moved while the imbalance is not above it. See [Planner.Imbalance].
 	Threshold float64
+	// MinSpread: nothing is moved while the most and the least loaded node differ by less than this part of what they have, in mode Dynamic
+	// alone. Where nobody needs much, noise is a great imbalance.
+	MinSpread float64
 	// Margin is by how much of itself a move must lower the imbalance.
 	Margin float64
 	// CostPerGiB is the imbalance that moving a GiB of memory must bring at least, on top of Margin.
@@ -43,7 +46,7 @@ type BalanceParams struct {
 
 // DefaultBalanceParams are those of Proxmox VE, and for what it does not have, those of DESIGN.md.
 func DefaultBalanceParams() BalanceParams {
-	return BalanceParams{Threshold: 0.3, Margin: 0.1, CostPerGiB: 0.0005, Moves: 1, Hold: time.Minute, Cooldown: 10 * time.Minute}
+	return BalanceParams{Threshold: 0.3, MinSpread: 0.05, Margin: 0.1, CostPerGiB: 0.0005, Moves: 1, Hold: time.Minute, Cooldown: 10 * time.Minute}
 }
 
 // Rebalance returns at most p.Moves bundles to move, best first, none if the balance is good enough. It does not look at
@@ -56,6 +59,7 @@ func Rebalance(c Cluster, p BalanceParams) []Move {
 // value is ready; it need not outlive the manager.
 type Balancer struct {
 	bad   bool
+	mode  Mode // by which it was
 	since time.Duration
 	moved map[string]departure
 }
@@ -71,12 +75,12 @@ type departure struct {
 // again even if nothing changes, 0 for no such time. The moves returned are taken to be carried out. b itself stays as it is.
 func (b Balancer) Step(now time.Duration, c Cluster, p BalanceParams) (next Balancer, moves []Move, wake time.Duration) {
 	pl := NewPlanner(c)
-	if pl.Imbalance() <= p.Threshold {
+	if !pl.uneven(p) {
 		b.bad = false
 		return b, nil, 0
 	}
-	if !b.bad {
-		b.bad, b.since = true, now
+	if !b.bad || b.mode != pl.mode { // another measure is another imbalance
+		b.bad, b.mode, b.since = true, pl.mode, now
 	}
 	free := p.Moves - pl.moving()
 	if free <= 0 {
@@ -110,10 +114,14 @@ func (b Balancer) recent(now, cooldown time.Duration) map[string]departure {
 // back reports whether to is the node that the guest left lately, while its own load has not changed by a quarter.
 func back(moved map[string]departure, g guest, to string) bool {
 	d, ok := moved[g.sid]
-	return ok && d.from == to && !changed(d.cpu, g.UsedCPUs) && !changed(d.mem, float64(g.UsedMiB))
+	const cpus, mib = 0.1, 64
+	return ok && d.from == to && !changed(d.cpu, g.UsedCPUs, cpus) && !changed(d.mem, float64(g.UsedMiB), mib)
 }
 
-func changed(before, now float64) bool { return math.Abs(now-before) > 0.25*max(before, now) }
+// changed: by a quarter, and by more than noise makes.
+func changed(before, now, noise float64) bool {
+	return math.Abs(now-before) > max(0.25*max(before, now), noise)
+}
 
 // moving counts the guests on their way; those that must share a node count once.
 func (p *Planner) moving() int {

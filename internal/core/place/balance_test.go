@@ -187,6 +187,8 @@ func TestWhatKeepsTheBalancerFromMoving(t *testing.T) {
 		"the move costs more":            func(_ *place.Cluster, p *place.BalanceParams) { p.CostPerGiB = 0.06 },
 		"no move is allowed":             func(_ *place.Cluster, p *place.BalanceParams) { p.Moves = 0 },
 		"mode basic":                     func(c *place.Cluster, _ *place.BalanceParams) { c.Mode = place.Basic },
+		"nobody needs much":              func(_ *place.Cluster, p *place.BalanceParams) { p.MinSpread = 0.26 },
+		"they are no HA resources":       func(c *place.Cluster, _ *place.BalanceParams) { all(c, func(g *place.Guest) { g.HA = false }) },
 		"the guests are not to be moved": func(c *place.Cluster, _ *place.BalanceParams) { all(c, func(g *place.Guest) { g.NoRebalance = true }) },
 		"they are on their way": func(c *place.Cluster, _ *place.BalanceParams) {
 			all(c, target("n1x"))
@@ -281,6 +283,25 @@ func TestTheImbalanceMustLast(t *testing.T) {
 	}
 }
 
+// A node that was booted anew has measured nothing for some seconds: the others' imbalance by configuration is then no old one.
+func TestTheImbalanceMustLastByOneMeasure(t *testing.T) {
+	c, p := measured(), place.DefaultBalanceParams()
+	for _, sid := range []string{"vm:1", "vm:2", "vm:3", "vm:4"} {
+		load(&c, sid, "n1", 1, 4096)
+	}
+	var b place.Balancer
+	if got := steps(&b, &c, p, 0, 50*time.Second); len(got) > 0 {
+		t.Errorf("moved too early: %v", got)
+	}
+	c.Nodes[1].Measured = false
+	if got := steps(&b, &c, p, 50*time.Second, 109*time.Second); len(got) > 0 {
+		t.Errorf("moved too early by what is configured: %v", got)
+	}
+	if got := steps(&b, &c, p, 109*time.Second, 111*time.Second); len(got) != 1 {
+		t.Errorf("by what is configured %v moved", got)
+	}
+}
+
 func TestNothingIsMovedWhileTheBudgetIsUsedUp(t *testing.T) {
 	c, p := measured(), place.DefaultBalanceParams()
 	for _, sid := range []string{"vm:1", "vm:2", "vm:3", "vm:4"} {
@@ -319,6 +340,28 @@ func TestAGuestGoesBackOnlyIfItsOwnLoadChanged(t *testing.T) {
 	load(&c, "vm:1", "", 8, 8000)
 	if diff := cmp.Diff([]string{"5m0s vm:1 n2 n1"}, steps(&b, &c, p, 5*time.Minute, 6*time.Minute)); diff != "" {
 		t.Errorf("moves differ (-want +got):\n%s", diff)
+	}
+}
+
+func TestNoiseIsNoChangeOfAGuestsLoad(t *testing.T) {
+	for cpus, want := range map[float64]int{0.09: 0, 0.2: 1} {
+		c, p := measured(), place.DefaultBalanceParams()
+		var b place.Balancer
+		load(&c, "vm:1", "n1", 0.01, 8000)
+		load(&c, "vm:2", "n1", 4, 8000)
+		load(&c, "vm:3", "n2", 1, 1000)
+		load(&c, "vm:4", "n3", 2, 4000)
+		if diff := cmp.Diff([]string{"1m0s vm:1 n1 n2"}, steps(&b, &c, p, 0, 2*time.Minute)); diff != "" {
+			t.Fatalf("moves differ (-want +got):\n%s", diff)
+		}
+		all(&c, func(g *place.Guest) { g.NoRebalance = g.SID != "vm:1" })
+		load(&c, "vm:2", "", 0, 10)
+		load(&c, "vm:3", "", 5, 8000)
+		load(&c, "vm:4", "", 5, 8000)
+		load(&c, "vm:1", "", cpus, 8050)
+		if got := steps(&b, &c, p, 2*time.Minute, 4*time.Minute); len(got) != want {
+			t.Errorf("at %v cpus it moved: %v", cpus, got)
+		}
 	}
 }
 

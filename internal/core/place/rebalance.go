@@ -18,6 +18,18 @@ func (p *Planner) Imbalance() float64 {
 	return s.imbalance()
 }
 
+// uneven says whether the imbalance is one to act on.
+func (p *Planner) uneven(params BalanceParams) bool {
+	if p.mode == Basic || len(p.online) == 0 {
+		return false
+	}
+	s := p.newSpread()
+	if p.mode == Dynamic && slices.Max(s.load)-slices.Min(s.load) < params.MinSpread {
+		return false
+	}
+	return s.imbalance() > params.Threshold
+}
+
 // spread is the nodes' load, so that the imbalance after a move takes no loop.
 type spread struct {
 	load    []float64 // (cpu+memory)/2, by position among the nodes online
@@ -91,10 +103,10 @@ func (p *Planner) rebalance(params BalanceParams, n int, veto func(sid, from, to
 	defer t.undo()
 	var out []Move
 	for range n {
-		now := p.Imbalance()
-		if now <= params.Threshold {
+		if !p.uneven(params) {
 			break
 		}
+		now := p.Imbalance()
 		best, ok := p.best(params.Method, veto)
 		if !ok {
 			break
@@ -248,7 +260,7 @@ func (p *Planner) candidates(veto func(sid, from, to string) bool) []candidate {
 	return out
 }
 
-// candidate is the bundle that guest i leads; ok is false if one of it is idle, moving, elsewhere or not to be moved.
+// candidate is the bundle that guest i leads; ok is false if one of it is no HA resource that is to run, idle, moving, elsewhere or not to be moved.
 func (p *Planner) candidate(i int) (c candidate, ok bool) {
 	g := &p.guests[i]
 	c.members = []int{i}
@@ -260,7 +272,7 @@ func (p *Planner) candidate(i int) (c candidate, ok bool) {
 	slices.SortFunc(c.members[1:], func(a, b int) int { return cmp.Compare(p.guests[a].sid, p.guests[b].sid) })
 	for _, m := range c.members {
 		o := &p.guests[m]
-		if o.Idle || o.Starting || o.NoRebalance || o.target >= 0 || o.node != g.node || !p.isOnline(o.node) {
+		if !o.HA || o.Idle || o.Starting || o.NoRebalance || o.target >= 0 || o.node != g.node || !p.isOnline(o.node) {
 			return candidate{}, false
 		}
 		cpu, mem := p.share(o, o.node)
