@@ -14,8 +14,6 @@ import (
 )
 
 const (
-	// faultsInARow is how many faults one run has.
-	faultsInARow = 20
 	// faultyGuests keep a ledger each.
 	faultyGuests = 3
 	// settles bounds how long after the last fault everything must be well again: leases, boots and starts of all guests on a busy machine.
@@ -30,7 +28,7 @@ type nemesis struct {
 
 // randomFaults makes faults one after the other, without waiting for the end of their consequences. It returns the longest time from the end of a
 // fault until each guest ran at one place, where that was waited for, and at the end.
-func (r *room) randomFaults(seed uint64) time.Duration {
+func (r *room) randomFaults(count int, seed uint64) time.Duration {
 	r.t.Logf("seed of these faults: %d", seed)
 	n := &nemesis{r, rand.New(rand.NewPCG(seed, 0))}
 	var guests []*guest
@@ -40,7 +38,7 @@ func (r *room) randomFaults(seed uint64) time.Duration {
 		guests, ledgers = append(guests, g), append(ledgers, g.Ledger())
 	}
 	var slowest time.Duration
-	for i := range faultsInARow {
+	for i := range count {
 		what, lasts := n.strike()
 		r.t.Logf("%s: fault %d: %s for %v", clock(), i+1, what, lasts)
 		r.waitOut(lasts)

@@ -5,6 +5,7 @@ package roomtest
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"syscall"
 	"time"
@@ -22,11 +23,11 @@ func (m *measurement) allRows() []row {
 	plain, fast := setup{nodes: 3}, setup{nodes: 3, profile: "fast"}
 	bmc, bmcFast := setup{nodes: 3, bmc: true}, setup{nodes: 3, profile: "fast", bmc: true}
 	const s, whole = time.Second, "ledger whole"
-	hold := 10 * time.Minute
+	hold, faults := 10*time.Minute, 20
 	if *measureQuick {
-		hold = time.Minute
+		hold, faults = time.Minute, 10
 	}
-	nemesis := func(r *room) time.Duration { return r.randomFaults(m.rand.Uint64()) }
+	nemesis := func(r *room) time.Duration { return r.randomFaults(faults, m.rand.Uint64()) }
 	return []row{
 		// First of their room: a node that was silent three times of late is no place to come home to.
 		{"reboot", "own reboot, policy migrate → guest home", "no guest restarted", plain, 3, 0, "", rebootByMigration},
@@ -56,10 +57,13 @@ func (m *measurement) allRows() []row {
 		{"lease-cut-off-fast", "all cables cut, lease of 5 s alone → QEMU elsewhere", whole, fast, 10, 9 * s, "", failoverAfter(cutOff, false)},
 		{"power-off-fast", "power cut, BMC says off → QEMU elsewhere", whole, bmcFast, 10, 2 * s, "", failoverAfter(powerCut, false)},
 
-		{"faults", "20 random faults, lease alone; slowest recovery of all guests", "one writer, " + whole, setup{nodes: 5}, 1, 0, "", nemesis},
+		{"faults", fmt.Sprintf("%d random faults, lease alone; slowest recovery of all guests", faults), "one writer, " + whole, setup{nodes: 5}, 1, 0, "", nemesis},
 		{"faults-bmc", "the same with BMCs", "one writer, " + whole, setup{nodes: 5, bmc: true}, 1, 0, "", nemesis},
 	}
 }
+
+// anyPhase is the time between two renewals: a fault comes at any moment in it.
+const anyPhase = time.Second
 
 // suspicion is the time until the manager has written down that a node is silent.
 func suspicion(r *room) time.Duration {
@@ -68,6 +72,7 @@ func suspicion(r *room) time.Duration {
 	r.Guest(100).On(lost).Protected()
 	r.AllWell()
 	manager := r.Cluster(lost).Manager
+	r.waitOut(rand.N(anyPhase))
 	since := r.PowerOff(lost)
 	return r.Logged(manager, agentUnit, since, lost+" was silent").Sub(since)
 }
@@ -110,6 +115,7 @@ func failoverAfter(strike fault, leader bool) func(r *room) time.Duration {
 		if is := st.Manager == lost && st.Leader == lost; is != leader {
 			r.t.Fatalf("%s should be manager and leader: %v; manager %s, leader %s", lost, leader, st.Manager, st.Leader)
 		}
+		r.waitOut(rand.N(anyPhase))
 		since := strike(r, lost)
 		took := g.StartedAgain(since)
 		g.MustAnswer(patience)
