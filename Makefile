@@ -12,7 +12,7 @@ COMMIT  := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 VERSION := $(shell cat VERSION)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
-.PHONY: help build demo test check fmt lint unit race sim soak room setup setup-lint clean
+.PHONY: help build demo test check fmt lint unit race sim soak room ha-measure setup setup-lint clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ soak: build ## the same with new seeds for SECONDS (an hour)
 
 room: build ## the tests that need a machine room (root)
 	$(GO) test -tags room -timeout 30m -count=1 -p 1 -v ./internal/lab/roomtest/... ./internal/lab/vmtest/...
+
+ha-measure: build ## recovery times in machine rooms, and a table (root); HA_FLAGS='--only suspicion,power-off --runs 3 --quick'
+	$(GO) test -tags 'room measure' -timeout 4h -count=1 -v -run '^TestMeasureHighAvailability$$' ./internal/lab/roomtest -args $(HA_FLAGS)
 
 fmt: setup-lint ## format the code
 	$(CACHE)/tools/golangci-lint fmt

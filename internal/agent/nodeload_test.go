@@ -208,6 +208,8 @@ type allOnline struct {
 
 func (o allOnline) Online(node string) bool { return node != o.silent }
 
+func (o allOnline) Valid() (uint64, bool) { return 1, true }
+
 func (o allOnline) Verdict(node string) (lease.Verdict, time.Duration) {
 	live, _ := mirror.Get[model.Live](o.Snapshot(), model.LivePrefix+node)
 	return lease.Verdict{Live: live.Value, Revision: live.Revision}, 0

@@ -25,7 +25,7 @@ func (s *server) clusterRoutes() []route {
 	return []route{
 		here("GET /version", s.version),
 		here("GET /cluster/status", s.clusterStatus),
-		here("POST /cluster/config", s.clusterCreate, required(text("clustername")), text("nodename"), text("link0"), text("link1")),
+		here("POST /cluster/config", s.clusterCreate, required(text("clustername")), text("nodename"), text("link0"), text("link1"), text("ha-profile")),
 		here("GET /cluster/config/nodes", s.clusterConfigNodes),
 		here("DELETE /cluster/config/nodes/{node}", s.clusterRemove),
 		s.ofMember(here("GET /cluster/resources", s.resources, oneOf("type", "vm", "storage", "node", "sdn"))),

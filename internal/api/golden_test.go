@@ -94,6 +94,7 @@ GET /cluster/status
 GET /sauh/cluster/status
 POST /cluster/config clustername=demo&nodename=n1&link0=10.10.1.1&link1=address=10.10.2.1
 POST /cluster/config {"clustername":"demo"}
+POST /cluster/config clustername=demo&ha-profile=fast
 POST /cluster/config nodename=n1
 POST /cluster/config clustername=demo&link0=nonsense
 POST /cluster/config clustername=demo&link0=10.0.0.1,priority=3

@@ -208,7 +208,7 @@ func (r clusterRole) Status(context.Context) (api.ClusterStatus, error) {
 }
 
 func (r clusterRole) Create(_ context.Context, q api.CreateClusterRequest) error {
-	return r.f.call("Cluster.Create", "%s %s %s %s", q.Name, q.NodeName, q.Mgmt, q.Cluster)
+	return r.f.call("Cluster.Create", "%s %s %s %s %s", q.Name, q.NodeName, q.Mgmt, q.Cluster, q.HAProfile)
 }
 
 func (r clusterRole) Key(_ context.Context, valid time.Duration) (api.JoinKey, error) {

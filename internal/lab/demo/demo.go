@@ -114,7 +114,7 @@ func newDemo(o Options) *demo {
 	}
 	d.background, d.stop = context.WithCancel(context.Background())
 	d.run.Begin = d.clock.begin
-	d.run.Host = describeHost(o.Version)
+	d.run.Host = report.DescribeHost(o.Version)
 	d.run.Definitions = definitions()
 	return d
 }

@@ -58,7 +58,7 @@ func (d *demo) finish() {
 		}
 	}
 	d.closeUps()
-	d.run.Host.LoadEnd = loadAverage()
+	d.run.Host.LoadEnd = report.LoadAverage()
 	d.run.Parameters = judge(&d.run)
 }
 

@@ -70,6 +70,8 @@ type Check struct {
 	Unit     string   `json:"unit"`
 	Pass     bool     `json:"pass"`
 	Note     string   `json:"note,omitempty"`
+	// Values are what Measured is the median of, in the order in which they were measured.
+	Values []float64 `json:"values,omitempty"`
 }
 
 // Failure is a step that went wrong.

@@ -57,7 +57,7 @@ func (g *guest) MustRunElsewhere(from string, fault time.Time) time.Duration {
 func (r *room) managersLog(since time.Time, words ...string) time.Time {
 	r.t.Helper()
 	var found []entry
-	for _, n := range nodes() {
+	for _, n := range r.names {
 		if e, ok := first(r.LogOf(n, agentUnit, since), words...); ok {
 			found = append(found, e)
 		}

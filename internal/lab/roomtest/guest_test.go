@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -31,11 +32,13 @@ type guest struct {
 	r  *room
 	id model.VMID
 	ip string
+	// params are added to those that it is created with.
+	params map[string]string
 }
 
 // Guest names a guest; it need not exist. Ids are 100 to 199, so that they are the last byte of the address.
 func (r *room) Guest(id model.VMID) *guest {
-	return &guest{r, id, fmt.Sprintf("10.10.1.%d", id)}
+	return &guest{r: r, id: id, ip: fmt.Sprintf("10.10.1.%d", id)}
 }
 
 // On makes sure that the guest is there, runs on node without protection, and answers.
@@ -117,7 +120,7 @@ func (g *guest) HA() (api.HAResource, error) {
 
 // Find asks the first node that answers for the guest's row in the list.
 func (g *guest) Find() (row model.Guest, err error) {
-	for _, n := range nodes() {
+	for _, n := range g.r.names {
 		if row, err = g.FindAt(n); err == nil || errors.Is(err, model.ErrNotFound) {
 			return row, err
 		}
@@ -146,10 +149,12 @@ func (g *guest) MustBe(status, node string, within time.Duration) {
 func (g *guest) create(node string) {
 	g.r.t.Helper()
 	file := g.disk(image.Config{Quiet: true})
+	params := map[string]string{
+		"name": g.name(), "memory": "256", "virtio0": "nas:0,import-from=" + file, "net0": "virtio,bridge=vmbr0", "serial0": "socket",
+	}
+	maps.Copy(params, g.params)
 	g.task(func(ctx context.Context, c *client.Client) (string, error) {
-		return c.CreateGuest(ctx, node, api.CreateGuestRequest{VMID: g.id, Start: true, Params: map[string]string{
-			"name": g.name(), "memory": "256", "virtio0": "nas:0,import-from=" + file, "net0": "virtio,bridge=vmbr0", "serial0": "socket",
-		}})
+		return c.CreateGuest(ctx, node, api.CreateGuestRequest{VMID: g.id, Start: true, Params: params})
 	})
 	if err := os.Remove(filepath.Join(g.r.NAS(), filepath.Base(file))); err != nil {
 		g.r.t.Fatal(err)

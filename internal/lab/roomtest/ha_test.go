@@ -96,7 +96,7 @@ func TestAQEMUOfAProtectedGuestThatDiesIsStartedAgain(t *testing.T) {
 // otherThan is a node that is none of these.
 func (r *room) otherThan(names ...string) string {
 	r.t.Helper()
-	for _, n := range nodes() {
+	for _, n := range r.names {
 		if !slices.Contains(names, n) {
 			return n
 		}

@@ -112,6 +112,8 @@ func binary(env, name string) (string, error) {
 // world is a machine room with what watches it.
 type world struct {
 	*lab.Room
+	names   []string // of the nodes
+	profile string   // flag of `cluster create`; "" is the default
 	sampler *sampler
 	netns   *os.File // of the room itself: its probes reach guests and nodes
 	image   string   // of the probe guest; "" until it is needed
@@ -141,6 +143,9 @@ func raise(ctx context.Context, kind string, n int) (*world, error) {
 		return nil, err
 	}
 	w := &world{Room: r, netns: ns, apis: map[string]nodeAPI{}}
+	for i := range n {
+		w.names = append(w.names, lab.NodeName(i+1))
+	}
 	w.sampler = newSampler(r, n)
 	return w, nil
 }

@@ -188,7 +188,7 @@ func (g *guest) MustSettle() (node string) {
 // MustOnlyBeOn demands that nothing of the guest is left on any other node, and that no migration of it is recorded.
 func (g *guest) MustOnlyBeOn(node string) {
 	g.r.t.Helper()
-	for _, n := range nodes() {
+	for _, n := range g.r.names {
 		if g.r.Node(n).Power != lab.StateOn {
 			continue
 		}

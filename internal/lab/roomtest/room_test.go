@@ -83,16 +83,16 @@ func enter(t *testing.T, w *world) *room {
 	return r
 }
 
-// BuildCluster makes the cluster of three and its storage.
+// BuildCluster makes a cluster of all nodes and its storage.
 func (r *room) BuildCluster() {
 	r.t.Helper()
-	r.AgentsAnswer(nodes()...)
-	r.Must("n1", "cluster create rt")
-	for _, n := range nodes()[1:] {
+	r.AgentsAnswer(r.names...)
+	r.Must("n1", strings.TrimSpace("cluster create rt "+r.profile))
+	for _, n := range r.names[1:] {
 		r.Must(n, "cluster join "+r.JoinKey("n1"))
 	}
 	r.Must("n1", "storage add dir nas --path /srv/nas --shared --late-writes no")
-	for _, n := range nodes() {
+	for _, n := range r.names {
 		r.Eventually(n+" knows how it can run guests", patience, func() error {
 			in, err := r.API(n).NodeInfo(r.ctx(2*time.Second), n)
 			if err == nil && in.Accel == "" {
@@ -123,7 +123,7 @@ func (r *room) AgentsAnswer(names ...string) {
 // AllWell waits until every node sees the whole cluster online.
 func (r *room) AllWell() {
 	r.t.Helper()
-	for _, n := range nodes() {
+	for _, n := range r.names {
 		r.Eventually(n+" sees all nodes online", patience, func() error { return r.wellAt(n) })
 	}
 }
@@ -133,7 +133,7 @@ func (r *room) wellAt(node string) error {
 	if err != nil {
 		return err
 	}
-	if !st.Quorate || st.Leader == "" || len(st.Nodes) != len(nodes()) {
+	if !st.Quorate || st.Leader == "" || len(st.Nodes) != len(r.names) {
 		return fmt.Errorf("%s: quorate %v, leader %q, %d nodes", node, st.Quorate, st.Leader, len(st.Nodes))
 	}
 	for _, n := range st.Nodes {
@@ -168,7 +168,7 @@ func (r *room) Repair() {
 	r.stopped = nil
 	ctx := context.Background()
 	err := r.Heal(ctx)
-	for _, n := range nodes() {
+	for _, n := range r.names {
 		err = errors.Join(err, r.Link(ctx, n, lab.AllNetworks, true))
 		_, perr := r.Power(ctx, n, lab.PowerOn)
 		err = errors.Join(err, perr)
@@ -446,7 +446,7 @@ const tailLines = 40
 // printLogs prints the ends of the logs of the room, of every unit and of the guests' serial ports.
 func (r *room) printLogs() {
 	files := []string{filepath.Join(r.Dir(), "room.log")}
-	for _, n := range nodes() {
+	for _, n := range r.names {
 		for _, unit := range []string{initUnit, guardUnit, agentUnit} {
 			files = append(files, filepath.Join(r.Log(n), unit+".log"))
 		}

@@ -26,28 +26,34 @@ func (r *room) Fenced() { r.t.Helper(); r.FencedBy(pveconf.FenceRedfish) }
 // FencedBy is Fenced in another language of the BMCs.
 func (r *room) FencedBy(typ string) {
 	r.t.Helper()
+	r.t.Cleanup(func() {
+		if err := r.API("n1").SetFenceFile(context.Background(), "", ""); err != nil {
+			r.t.Error(err)
+		}
+	})
+	r.UseBMCs(typ)
+}
+
+// UseBMCs configures them for good, by Redfish or IPMI.
+func (r *room) UseBMCs(typ string) {
+	r.t.Helper()
 	text, err := r.FenceConfig(r.ctx(10*time.Second), typ)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	c := r.API("n1")
-	set := func(text string) {
-		r.t.Helper()
-		if err := c.SetFenceFile(context.Background(), text, ""); err != nil {
-			r.t.Fatal(err)
-		}
-	}
-	for _, n := range nodes() {
+	for _, n := range r.names {
 		name := strings.TrimPrefix(lab.BMCPasswordFile, "priv/fence/") + "-" + n
 		if err := c.SetFenceSecret(r.ctx(5*time.Second), name, r.Node(n).BMC.Password); err != nil {
 			r.t.Fatal(err)
 		}
 	}
-	set(text)
-	r.t.Cleanup(func() { set("") })
+	if err := c.SetFenceFile(r.ctx(5*time.Second), text, ""); err != nil {
+		r.t.Fatal(err)
+	}
 	r.Eventually("all methods are rehearsed", patience, func() error {
 		methods, err := c.FenceMethods(r.ctx(5 * time.Second))
-		if err == nil && len(methods) != len(nodes()) {
+		if err == nil && len(methods) != len(r.names) {
 			err = fmt.Errorf("%d methods", len(methods))
 		}
 		for _, m := range methods {

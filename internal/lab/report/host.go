@@ -1,4 +1,4 @@
-package demo
+package report
 
 import (
 	"bufio"
@@ -8,16 +8,15 @@ import (
 	"strings"
 
 	"sauh.dev/sauh/internal/core/model"
-	"sauh.dev/sauh/internal/lab/report"
 )
 
-// describeHost reads what kind of machine this is. What cannot be read stays empty. QEMU and
+// DescribeHost reads what kind of machine this is. What cannot be read stays empty. QEMU and
 // accelerator are what the agents say later.
-func describeHost(v model.Version) report.Host {
+func DescribeHost(v model.Version) Host {
 	name, _ := os.Hostname()
-	h := report.Host{
+	h := Host{
 		Name: name, System: unquote(fieldOf("/etc/os-release", "PRETTY_NAME", "=")), CPU: fieldOf("/proc/cpuinfo", "model name", ":"),
-		Cores: runtime.NumCPU(), LoadBegin: loadAverage(), Sauh: v.Version, Commit: v.Commit, Go: v.Go,
+		Cores: runtime.NumCPU(), LoadBegin: LoadAverage(), Sauh: v.Version, Commit: v.Commit, Go: v.Go,
 	}
 	if text, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
 		h.Kernel = strings.TrimSpace(string(text))
@@ -45,8 +44,8 @@ func fieldOf(file, key, separator string) string {
 
 func unquote(s string) string { return strings.Trim(s, `"`) }
 
-// loadAverage is the mean number of tasks that ran or wanted to over the last minute.
-func loadAverage() float64 {
+// LoadAverage is the mean number of tasks that ran or wanted to over the last minute.
+func LoadAverage() float64 {
 	text, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
 		return 0
