@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"sauh.dev/sauh/internal/core/pveconf"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/core/pveconf"
 	"sauh.dev/sauh/internal/lab/report"
 )
 
