@@ -86,7 +86,7 @@ func (m *haManager) member(snap mirror.Snapshot, c clusterRecords, name string, 
 		Name: name, Revision: n.Revision, MemoryMiB: n.Value.MemoryMiB, CPUs: n.Value.CPUs, Storages: sharedOn(c.storages, name),
 		Live: verdict.Live, LiveRevision: verdict.Revision, Silence: silence, MayTake: verdict.May, Why: verdict.Reason, Wait: verdict.Wait,
 		Request: c.requests[name].Value, Mode: c.modes[name].Value, Health: c.health[name].Value,
-		History: history.Value, HistoryRevision: history.Revision, Rack: n.Value.Rack, Site: n.Value.Site,
+		History: history.Value, HistoryRevision: history.Revision, Rack: n.Value.Rack, Site: n.Value.Site, Level: n.Value.Level,
 	}
 	if name != m.node {
 		m.fencing.describe(snap, &out)

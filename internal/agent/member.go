@@ -21,6 +21,7 @@ import (
 	"sauh.dev/sauh/internal/agent/move"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/certs"
+	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/guard"
@@ -490,7 +491,7 @@ func (m *member) publishOnce(ctx context.Context, version string, host *hostInfo
 		return false
 	}
 	n := rec.Value
-	n.Version, n.MemberID = version, m.st.MemberID()
+	n.Version, n.MemberID, n.Level = version, m.st.MemberID(), ha.Level
 	host.describe(&n)
 	if n.Accel == "" {
 		return false // the probe is not done yet

@@ -33,6 +33,7 @@ type agent struct {
 	// arriving: the locks that are held for guests on their way here.
 	arriving map[model.VMID]bool
 	watchers []*moveWatch
+	telling  bool // its health
 	leaving  bool
 	leftAt   time.Duration
 }
@@ -91,6 +92,8 @@ func (a *agent) open() {
 			a.live(lease.Tick{})
 		})
 		a.ha.start(a)
+		a.publish()
+		a.tellHealth()
 		a.startOnBoot()
 	})
 }
@@ -392,6 +395,9 @@ func (a *agent) noteLive(rec record) {
 	if !ok {
 		a.observer.Forget(name)
 		return
+	}
+	if a.node.old {
+		live.Covers = ""
 	}
 	at := a.node.local()
 	if a.s.mut == mutArrivalBackdated {

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -234,7 +235,7 @@ func (c *checks) moved(r *request, g *guest, from, to string) {
 	}
 	g.moves = append(g.moves, move{s.now, from, to, recovery})
 	switch {
-	case recovery || s.scenario != nil || s.rule != "" && g.id <= 101:
+	case recovery || s.scenario != nil || s.ruled() && g.id <= 101 || s.nodeNamed(from).unwell():
 	case g.movesAllowed > 0:
 		g.movesAllowed--
 	default:
@@ -292,6 +293,9 @@ func (c *checks) rest() {
 			if q.writes() {
 				running++
 			}
+			if res.states[g.id] == pveconf.HAStarted && slices.Contains(g.resetOn(), q.sick) {
+				c.broken(ruleRest, "%s is %s and was to be reset", q, q.sick)
+			}
 		}
 		state := res.states[g.id]
 		switch {
@@ -306,6 +310,11 @@ func (c *checks) rest() {
 	}
 }
 
+// ruled: a rule is there, or was, or is to be.
+func (s *sim) ruled() bool {
+	return s.result.Placement != "" || slices.ContainsFunc(s.plan.Faults, func(f Fault) bool { return f.Kind == faultPersonRules })
+}
+
 // placed checks the one rule that a cluster may have, once everybody is there.
 func (c *checks) placed() {
 	s := c.s
@@ -317,16 +326,17 @@ func (c *checks) placed() {
 		}
 		return ""
 	}
-	if s.rule == "" {
+	set, _ := s.store.data[haRulesKey].val.(*ruleSet)
+	if set == nil || set.name == "" {
 		return
 	}
 	a, b := where(s.guests[0]), where(s.guests[1])
 	switch {
-	case strings.HasSuffix(s.rule, "apart") && a != "" && a == b:
+	case strings.HasSuffix(set.name, "apart") && a != "" && a == b:
 		c.broken(ruleRules, "vm:100 and vm:101 are to be apart and run on %s", a)
-	case strings.HasSuffix(s.rule, "together") && a != "" && b != "" && a != b:
+	case strings.HasSuffix(set.name, "together") && a != "" && b != "" && a != b:
 		c.broken(ruleRules, "vm:100 and vm:101 are to be together and run on %s and %s", a, b)
-	case strings.HasSuffix(s.rule, "home") && a != "" && a != "n1" && a != "n2":
+	case strings.HasSuffix(set.name, "home") && a != "" && a != "n1" && a != "n2":
 		c.broken(ruleRules, "vm:100 is to run on n1 or n2 and runs on %s", a)
 	}
 }

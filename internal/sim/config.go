@@ -41,14 +41,19 @@ func readDatacenter(text string) (*datacenter, error) {
 }
 
 // ruleSet is ha/rules.cfg, compiled for the cluster's nodes.
-type ruleSet struct{ set *rules.Set }
+type ruleSet struct {
+	set  *rules.Set
+	name string // its first line
+}
 
 func readRules(text string, nodes []*node) (*ruleSet, error) {
 	all, err := pveconf.ParseHARules([]byte(text))
 	if err != nil {
 		return nil, err
 	}
-	return compileRules(all, nodes), nil
+	set := compileRules(all, nodes)
+	set.name, _, _ = strings.Cut(text, "\n")
+	return set, nil
 }
 
 func compileRules(all []pveconf.HARule, nodes []*node) *ruleSet {
@@ -59,7 +64,7 @@ func compileRules(all []pveconf.HARule, nodes []*node) *ruleSet {
 	for _, n := range nodes {
 		names = append(names, rules.Node{Name: n.name})
 	}
-	return &ruleSet{rules.Compile(all, names)}
+	return &ruleSet{set: rules.Compile(all, names)}
 }
 
 // loads is the guests with what they use at the moment.

@@ -7,7 +7,6 @@ import (
 
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
-	"sauh.dev/sauh/internal/core/pveconf"
 )
 
 // Kind is a kind of fault.
@@ -53,6 +52,13 @@ const (
 	faultMovePhase     Kind = "migration-struck-at-a-phase"
 	faultSlowApply     Kind = "store-member-lags"
 	faultCutSlowFreeze Kind = "partition-and-slow-freeze"
+	faultWhole         Kind = "partition-whole"
+	faultTwoVersions   Kind = "two-versions"
+	faultPersonRules   Kind = "person-edits-rules"
+	faultPersonCommand Kind = "person-commands"
+	faultPanic         Kind = "guest-panics"
+	faultSilent        Kind = "guest-agent-silent"
+	faultGuestNetwork  Kind = "guest-network-down"
 )
 
 // Fault is one thing that goes wrong, or that a person does.
@@ -128,6 +134,13 @@ func weighted() []struct {
 		{faultMovePhase, 14},
 		{faultSlowApply, 8},
 		{faultCutSlowFreeze, 4},
+		{faultWhole, 3},
+		{faultTwoVersions, 8},
+		{faultPersonRules, 5},
+		{faultPersonCommand, 8},
+		{faultPanic, 3},
+		{faultSilent, 3},
+		{faultGuestNetwork, 4},
 	}
 }
 
@@ -237,8 +250,15 @@ func (s *sim) strike(f *Fault, n *node, r *rng) (undo func()) {
 		return s.strikeDog(f, n, r)
 	case faultBMCSilent, faultBMCLies, faultBMCWrong, faultBlocklistLate:
 		return s.strikeFence(f, n, r)
-	case faultQEMUCrash, faultStartFails, faultMoveFails, faultPersonStart, faultPersonStop, faultPersonMove, faultPersonHA, faultIsolateMove, faultMovePhase:
+	case faultQEMUCrash, faultStartFails, faultMoveFails, faultPersonStart, faultPersonStop, faultPersonMove, faultPersonHA, faultIsolateMove, faultMovePhase,
+		faultPersonCommand, faultPanic, faultSilent:
 		return s.strikeGuest(f, r)
+	case faultPersonRules:
+		s.personRules(f, r)
+	case faultTwoVersions:
+		n.upgrade(r)
+	case faultGuestNetwork:
+		return n.lose(&n.lost.network)
 	case faultStorageCut, faultSlowKill, faultCutSlowFreeze:
 		return s.strikeStorage(f, n, r)
 	case faultLeader, faultSlowDisk, faultLostAnswer, faultDuplicate, faultWallClock, faultSlowApply:
@@ -363,7 +383,11 @@ func (s *sim) strikeStorage(f *Fault, n *node, r *rng) func() {
 	}
 	st := s.storages[f.Peer%len(s.storages)]
 	st.cut[n.i]++
-	return func() { st.cut[n.i]-- }
+	back := n.lose(&n.lost.storage)
+	return func() {
+		st.cut[n.i]--
+		back()
+	}
 }
 
 func (s *sim) strikeStore(f *Fault, n *node, r *rng) func() {
@@ -396,6 +420,8 @@ func (s *sim) strikeNet(f *Fault, n *node, r *rng) func() {
 	switch f.Kind {
 	case faultIsolate:
 		return s.cutLinks(func(a, b *node) bool { return a == n || b == n })
+	case faultWhole:
+		return s.cutLinks(func(a, b *node) bool { return true })
 	case faultSplit:
 		side := make([]bool, len(s.nodes))
 		for i := range side {
@@ -475,6 +501,12 @@ func (s *sim) strikeGuest(f *Fault, r *rng) func() {
 			q.end("crashed")
 			break
 		}
+	case faultPersonCommand:
+		s.personCommands(f, g, r)
+	case faultPanic:
+		g.sicken(ha.SickPanicked, 50*time.Millisecond)
+	case faultSilent:
+		g.sicken(ha.SickSilent, r.between(time.Second, 10*time.Second))
 	case faultStartFails:
 		g.failStarts += 1 + r.n(3)
 	case faultMoveFails:
@@ -509,51 +541,6 @@ func (s *sim) owner(g *guest) *node {
 		}
 	}
 	return nil
-}
-
-// personMoves has a person move a guest that runs, at its node.
-func (s *sim) personMoves(g *guest, r *rng) {
-	n := s.owner(g)
-	target := s.nodes[r.n(len(s.nodes))]
-	if n == nil || n == target || n.agent == nil || !n.agentProc.runs() {
-		return
-	}
-	a := n.agent
-	if a.proc(g.id) == nil || a.view.prot == nil || !a.lock(g.id, "migration") {
-		return
-	}
-	g.movesAllowed++
-	s.trace(n, "a person moves %s to %s", g.sid, target.name)
-	a.migrate(g.id, target.name, func(error) { a.unlock(g.id) })
-}
-
-// personWrites has a person change what is asked of a guest.
-func (s *sim) personWrites(f *Fault, g *guest, r *rng) {
-	n := s.nodes[f.Node]
-	if n.agent == nil || !n.agentProc.runs() || n.agent.view.res == nil {
-		return
-	}
-	a := n.agent
-	rec := n.mirror[haResourcesKey]
-	res, ok := rec.val.(*resources)
-	if !ok {
-		return
-	}
-	state := pveconf.HAStarted
-	old := res.states[g.id]
-	switch f.Kind {
-	case faultPersonStop:
-		state = pveconf.HAStopped
-	case faultPersonHA:
-		state = []pveconf.HAState{pveconf.HAIgnored, pveconf.HADisabled, "", pveconf.HAStopped, pveconf.HAStarted}[r.n(5)]
-	default:
-	}
-	if old == "" && f.Kind != faultPersonHA {
-		return
-	}
-	s.trace(n, "a person asks that %s be %q", g.sid, state)
-	next := res.with(g.id, state, ha.Resource{MaxRestart: 1, MaxRelocate: 1})
-	a.txn([]cond{{haResourcesKey, rec.mod}}, []op{{haResourcesKey, next}}, func(reply) {})
 }
 
 // heal ends everything that is still wrong.

@@ -172,6 +172,9 @@ func (a *agent) transact(compares []ha.Compare, done func(int64, error), ops ...
 }
 
 func (a *agent) setStatus(act ha.SetStatus, done func(int64, error)) {
+	if a.node.old {
+		act.Status = statusAsBefore(act.Status)
+	}
 	ops := []op{{act.Compares()[0].Key, act.Status}}
 	if act.Command != 0 {
 		ops = append(ops, op{act.Compares()[1].Key, nil})
@@ -296,7 +299,7 @@ func (a *agent) doWorker(act ha.Action, done func(int64, error)) {
 	case ha.Migrate:
 		a.underLock(act.VMID, "HA: migrate", done, func(done func(int64, error)) { a.doMigrate(act, done) })
 	case ha.Reset:
-		a.underLock(act.VMID, "HA: reset", done, func(done func(int64, error)) { done(0, nil) })
+		a.underLock(act.VMID, "HA: reset", done, func(done func(int64, error)) { a.doReset(act, done) })
 	default:
 		panic("sim: the worker cannot do " + act.Key())
 	}

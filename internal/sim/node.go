@@ -48,7 +48,9 @@ type node struct {
 	loseAnswers int
 	killSlow    time.Duration // added to the death of a process: one that waits for a storage
 	freezeSlow  time.Duration // added to each freeze
-	orderly     bool          // it is being switched off or rebooted by command
+	old         bool          // its agent is of the earlier version
+	lost        wellness
+	orderly     bool // it is being switched off or rebooted by command
 }
 
 // nodeSpec is what a node tells of itself.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/migrate"
 )
 
@@ -35,6 +36,7 @@ type qemu struct {
 	guarded  bool                // the agent's note that the guard has it
 	waits    bool                // the agent's note that it waits for a migration
 	protect  bool                // it was started under the guard
+	sick     ha.Sickness         // as its node's agent can tell
 	epoch    uint64
 }
 
@@ -315,6 +317,7 @@ func (q *qemu) receive(src *qemu, copying int) {
 			return
 		}
 		q.mig, q.state, q.memoryOf = "completed", "paused", src
+		q.sick = src.sick
 		q.peer, src.peer = nil, nil
 		s.phase(src, phaseReceived)
 		q.tell(migrate.Migration{Status: "completed"})

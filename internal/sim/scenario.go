@@ -172,7 +172,7 @@ func newScenario(sc *Scenario, trace io.Writer) (*sim, error) {
 	s.store = &store{s: s, data: map[string]record{}}
 	s.check = newChecks(s)
 	for _, n := range s.nodes {
-		s.store.seed(model.NodePrefix+n.name, model.Node{Name: n.name, ID: n.i + 1, MemoryMiB: n.spec.memoryMiB})
+		s.store.seed(model.NodePrefix+n.name, model.Node{Name: n.name, ID: n.i + 1, MemoryMiB: n.spec.memoryMiB, Level: n.level()})
 	}
 	if err := s.seedScenario(sc); err != nil {
 		return nil, fmt.Errorf("scenario %s: %w", sc.Name, err)

@@ -82,7 +82,6 @@ type sim struct {
 	violation     *Violation
 	end           time.Duration
 	scenario      *scenarioRun
-	rule          string // the first line of the one rule, "" for none
 }
 
 // contact is when one node last could hear another one's beacon.
@@ -119,11 +118,12 @@ func newLife(o Options) *sim {
 	s.makeParams(&shape)
 	s.makeNodes(&shape)
 	s.makeGuests(&shape)
-	s.makeStore()
 	s.plan = makePlan(s, &shape)
 	if o.Given {
 		s.plan.Faults = o.Faults
 	}
+	s.plan.begins(s)
+	s.makeStore()
 	return s
 }
 
@@ -207,7 +207,7 @@ func (s *sim) makeStore() {
 	s.store = &store{s: s, data: map[string]record{}}
 	s.check = newChecks(s)
 	for _, n := range s.nodes {
-		s.store.seed(model.NodePrefix+n.name, model.Node{Name: n.name, ID: n.i + 1, MemoryMiB: n.spec.memoryMiB})
+		s.store.seed(model.NodePrefix+n.name, model.Node{Name: n.name, ID: n.i + 1, MemoryMiB: n.spec.memoryMiB, Level: n.level()})
 	}
 	res := &resources{states: map[model.VMID]pveconf.HAState{}, config: map[model.VMID]ha.Resource{}}
 	for i, g := range s.guests {
@@ -217,7 +217,7 @@ func (s *sim) makeStore() {
 			continue // one guest that is no HA resource
 		}
 		res.states[g.id] = pveconf.HAStarted
-		res.config[g.id] = ha.Resource{MaxRestart: 1, MaxRelocate: 1}
+		res.config[g.id] = g.resource()
 	}
 	s.store.seed(haResourcesKey, res)
 	s.seedRule()
@@ -229,19 +229,12 @@ func (s *sim) seedRule() {
 	if len(s.guests) < 3 || !r.chance(30) {
 		return
 	}
-	text := "resource-affinity: apart\n\tresources vm:100,vm:101\n\taffinity negative\n"
-	switch r.n(3) {
-	case 0:
-		text = "resource-affinity: together\n\tresources vm:100,vm:101\n\taffinity positive\n"
-	case 1:
-		text = "node-affinity: home\n\tresources vm:100\n\tnodes n1:2,n2:1\n\tstrict 1\n"
-	}
+	text := ruleTexts()[r.n(3)]
 	set, err := readRules(text, s.nodes)
 	if err != nil {
 		panic("sim: " + err.Error())
 	}
-	s.rule, _, _ = strings.Cut(text, "\n")
-	s.result.Placement = s.rule
+	s.result.Placement = set.name
 	s.store.seed(haRulesKey, set)
 }
 

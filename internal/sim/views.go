@@ -46,6 +46,7 @@ type nodeRecord struct {
 	health   ha.NodeHealth
 	history  ha.History
 	histRev  int64
+	level    int
 }
 
 // views is an agent's copy of the store as the core reads it. Maps and slices that the core got are never changed: each change makes a
@@ -69,12 +70,13 @@ type views struct {
 	fenced   map[string]uint64
 	members  map[string]int64
 	self     string
+	old      bool // the agent is of the earlier version
 }
 
 // load takes everything in anew.
 func (v *views) load(a *agent) {
 	*v = views{
-		s: a.s, rev: a.s.store.log[a.node.applied-1].rev, self: a.node.name,
+		s: a.s, rev: a.s.store.log[a.node.applied-1].rev, self: a.node.name, old: a.node.old,
 		res: &resources{}, policy: &datacenter{}, rules: &ruleSet{},
 		prot: map[model.VMID]ha.Protected{}, intents: map[model.VMID]ha.Intent{}, statuses: map[model.VMID]ha.StatusRecord{},
 		commands: map[model.VMID]ha.CommandRecord{}, fenced: map[string]uint64{}, members: map[string]int64{},
@@ -155,12 +157,16 @@ func (v *views) changed(rec record) {
 		v.intents = put(v.intents, vmid(rest), ha.Intent{Intent: in, Revision: rec.mod}, there)
 	case model.HAStatusPrefix:
 		st, _ := rec.val.(ha.Status)
+		if v.old {
+			st = statusAsBefore(st)
+		}
 		v.statuses = put(v.statuses, vmid(rest), ha.StatusRecord{Status: st, Revision: rec.mod}, there)
 	case model.HACommandPrefix:
 		c, _ := rec.val.(ha.Command)
 		v.commands = put(v.commands, vmid(rest), ha.CommandRecord{Command: c, Revision: rec.mod}, there)
 	case model.NodePrefix:
-		v.node(rest).revision = rec.mod
+		n, _ := rec.val.(model.Node)
+		v.node(rest).revision, v.node(rest).level = rec.mod, n.Level
 		v.members = maps.Clone(v.members)
 		v.members[rest] = rec.mod
 	case model.HARequestPrefix:
@@ -264,6 +270,9 @@ func (a *agent) managerView() ha.View {
 			view.Members = append(view.Members, a.memberView(n))
 		}
 	}
+	if v.old {
+		return asBefore(view)
+	}
 	return view
 }
 
@@ -271,7 +280,7 @@ func (a *agent) memberView(r *nodeRecord) ha.Member {
 	n, now := a.s.nodeNamed(r.name), a.node.local()
 	m := ha.Member{
 		Name: r.name, Revision: r.revision, MemoryMiB: n.spec.memoryMiB, CPUs: n.spec.cpus, Storages: n.spec.storages,
-		Request: r.request, Mode: r.mode, Health: r.health, History: r.history, HistoryRevision: r.histRev,
+		Request: r.request, Mode: r.mode, Health: r.health, History: r.history, HistoryRevision: r.histRev, Level: r.level,
 	}
 	live, rev, known := a.observer.Live(r.name)
 	if !known {
@@ -318,11 +327,14 @@ func (a *agent) workerView(guarded []string, known bool) ha.LocalView {
 		if known {
 			q.guarded = contains(guarded, q.g.id.String())
 		}
-		p := ha.Process{Guarded: q.guarded, Answers: true}
+		p := ha.Process{Guarded: q.guarded, Answers: true, Sick: q.sick}
 		if q.waits {
 			p.State = ha.ProcessIncoming
 		}
 		view.Processes[q.g.id] = p
+	}
+	if v.old {
+		return localAsBefore(view)
 	}
 	return view
 }

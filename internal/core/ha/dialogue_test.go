@@ -161,7 +161,7 @@ func member(name string, revision, liveRevision int64) ha.Member {
 	return ha.Member{
 		Name: name, Revision: revision, MemoryMiB: 16384, Storages: []string{"nas"},
 		Live: model.Live{BootID: "boot-" + name, Epoch: 4, Seq: 7}, LiveRevision: liveRevision,
-		Silence: 500 * time.Millisecond, Why: "it renews",
+		Silence: 500 * time.Millisecond, Why: "it renews", Level: ha.Level,
 	}
 }
 

@@ -149,6 +149,9 @@ func (d *decision) proof(n *node) (best proven) {
 		return proven{}
 	}
 	consider := func(p proven) {
+		if p.blocklist && !d.coversKnown() {
+			return
+		}
 		if best.method == "" || best.blocklist && !p.blocklist {
 			best = p
 		}
@@ -164,6 +167,16 @@ func (d *decision) proof(n *node) (best proven) {
 		}
 	}
 	return best
+}
+
+// coversKnown: no member's agent would take a cut that is about some guests for one about all, if it became the manager.
+func (d *decision) coversKnown() bool {
+	for _, m := range d.view.Members {
+		if m.LiveRevision != 0 && m.Level < Level {
+			return false
+		}
+	}
+	return true
 }
 
 // inquire asks about the nodes that are silent, and shoots those that keep guests from coming back.
@@ -226,6 +239,9 @@ func (d *decision) shootable(n *node, m FenceMethod, t *testimony, lost []placed
 	}
 	if m.Blocklist {
 		covered := false
+		if !d.coversKnown() {
+			return false
+		}
 		for _, g := range lost {
 			covered = covered || g.guest.RBD
 		}

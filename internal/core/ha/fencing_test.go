@@ -170,6 +170,18 @@ func TestABlocklistCoversGuestsAndNotTheNode(t *testing.T) {
 	d.view("move vm:100 n3→n1 [live 1001 conf 100 prot 200 node 1]", "wake 13.02s")
 }
 
+// An older agent that becomes the manager would take every guest of a node that was cut off for some.
+func TestABlocklistIsNotUsedWhileAMemberDoesNotKnowWhatACutCovers(t *testing.T) {
+	d := fenceTalk(t, ha.FenceMethod{Name: "ceph", Blocklist: true, Rehearsed: true})
+	d.v.Guests[0].RBD = true
+	d.member("n2").Level = 0
+	d.member("n3").Proofs = []ha.Proof{{Method: "ceph", Blocklist: true, Age: second}}
+	d.quiet(7 * second)
+	d.view("wake 7.1s")
+	d.member("n2").Level, d.member("n3").Proofs = ha.Level, nil
+	d.view("shoot n3 ceph", "wake 7.1s")
+}
+
 func TestASignOfLifeAfterAShotWasGivenOutVoidsWhatComesOfIt(t *testing.T) {
 	ceph := ha.FenceMethod{Name: "ceph", Blocklist: true, Rehearsed: true}
 	t.Run("a renewal", func(t *testing.T) {

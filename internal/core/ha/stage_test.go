@@ -56,7 +56,7 @@ func newStage(t *testing.T, nodes ...string) *stage {
 	for _, name := range nodes {
 		s.store.set(model.NodePrefix+name, model.Node{Name: name})
 		s.nodes = append(s.nodes, &actor{
-			name: name, member: ha.Member{Name: name, MemoryMiB: 16384, CPUs: 8, Storages: []string{"nas"}, Why: "it renews"},
+			name: name, member: ha.Member{Name: name, MemoryMiB: 16384, CPUs: 8, Storages: []string{"nas"}, Why: "it renews", Level: ha.Level},
 		})
 		s.boot(name)
 	}

@@ -130,7 +130,13 @@ type Member struct {
 	Load Load
 	// Rack and Site are the member's failure domains, "" where nobody said.
 	Rack, Site string
+	// Level is that of the member's agent, see [Level].
+	Level int
 }
+
+// Level is what this version knows of the records, and says in node/<name>. At 1 it knows Live.Covers, whose absence would not be safe: to
+// an older agent each cut is about all guests. So nothing is done on a blocklist alone while a member does not know it.
+const Level = 1
 
 // Load is what was measured, lossy and a few seconds old. The zero value is "not known".
 type Load struct {

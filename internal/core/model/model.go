@@ -72,6 +72,8 @@ type Node struct {
 	Accel     string `json:"accel,omitempty"` // "kvm" or "tcg"
 	// UUID is the machine's own, as its firmware names it; "" where it names none.
 	UUID string `json:"uuid,omitempty"`
+	// Level tells which records the node's agent knows: ha.Level of its version. 0 is one that does not tell.
+	Level int `json:"level,omitempty"`
 }
 
 // Live is a node's liveness record, renewed every R. Its owner writes it with

@@ -37,8 +37,10 @@ func (m *measurement) allRows() []row {
 		{"agent-silent", "guest agent silent → reset", "by policy", plain, 3, 0, "", agentSilent},
 		{"panicked", "guest panicked → reset", "by policy", plain, 3, 0, "", panicked},
 		{"qemu-killed", "QEMU killed → started again", whole, plain, 10, 2 * s, "", qemuKilled},
-		{"networks-gone", "all networks gone for " + hold.String() + ", back → guests thawed", "no reset, no restart, " + whole, plain, 1, 5 * s, "",
-			func(r *room) time.Duration { return networksGone(r, hold) }},
+		{
+			"networks-gone", "all networks gone for " + hold.String() + ", back → guests thawed", "no reset, no restart, " + whole, plain, 1, 5 * s, "",
+			func(r *room) time.Duration { return networksGone(r, hold) },
+		},
 		{"suspicion", "power cut → manager's record", "", plain, 10, 2500 * time.Millisecond, "", suspicion},
 		{"lease", "power cut, lease alone → QEMU elsewhere", whole, plain, 10, 13 * s, "", failoverAfter(powerCut, false)},
 		{"lease-cut-off", "all cables cut, lease alone → QEMU elsewhere", whole, plain, 10, 13 * s, "", failoverAfter(cutOff, false)},
