@@ -45,7 +45,7 @@ func (n *node) startAgent() {
 	}
 	n.agentProc.begin()
 	a := &agent{
-		s: n.s, node: n, observer: lease.NewObserver(n.s.observerParams()),
+		s: n.s, node: n, observer: lease.NewObserver(n.s.observerParams(), n.name),
 		locks: map[model.VMID]string{}, moves: map[model.VMID]*targetRun{}, moved: map[model.VMID]*sourceRun{},
 		claim: map[model.VMID]bool{}, arriving: map[model.VMID]bool{},
 	}

@@ -82,7 +82,7 @@ type Liveness struct {
 // New makes a Liveness that does nothing yet.
 func New(c Config) *Liveness {
 	return &Liveness{
-		Config: c, wake: make(chan struct{}, 1), observer: lease.NewObserver(c.Params), renewals: map[string]time.Duration{},
+		Config: c, wake: make(chan struct{}, 1), observer: lease.NewObserver(c.Params, c.Node), renewals: map[string]time.Duration{},
 		groups: map[string]bool{}, lastErr: errors.New("the guard was not asked yet"),
 	}
 }

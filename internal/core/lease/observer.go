@@ -2,6 +2,7 @@ package lease
 
 import (
 	"fmt"
+	"math"
 	"time"
 
 	"sauh.dev/sauh/internal/core/model"
@@ -11,7 +12,10 @@ import (
 // here. It is not safe for concurrent use.
 type Observer struct {
 	p     Params
+	self  string
 	nodes map[string]observation
+	// back is when this node's own renewals arrived again after they had not for a while.
+	back time.Duration
 }
 
 type observation struct {
@@ -33,14 +37,20 @@ type Verdict struct {
 	Revision int64
 }
 
-// NewObserver knows no node yet.
-func NewObserver(p Params) *Observer { return &Observer{p: p, nodes: map[string]observation{}} }
+// NewObserver knows no node yet. self is the node that observes.
+func NewObserver(p Params, self string) *Observer {
+	return &Observer{p: p, self: self, nodes: map[string]observation{}, back: math.MinInt64}
+}
 
 // Note takes in a node's record that arrived at now. The first sight of a node counts as an
 // arrival, whenever the record was written; the same revision seen again does not.
 func (o *Observer) Note(node string, live model.Live, revision int64, now time.Duration) {
-	if old, ok := o.nodes[node]; ok && revision <= old.revision {
+	old, ok := o.nodes[node]
+	if ok && revision <= old.revision {
 		return
+	}
+	if ok && node == o.self && now-old.arrived >= o.p.AbsentAfter() {
+		o.back = now
 	}
 	o.nodes[node] = observation{live: live, revision: revision, arrived: now}
 }
@@ -69,10 +79,39 @@ func (o *Observer) Suspect(node string, now time.Duration) bool {
 	return !ok || silence >= o.p.SuspectAfter()
 }
 
+// Present is how long this node's own renewals have arrived without a gap of Params.AbsentAfter, 0 while they do not. For no
+// longer than that can its hearing nothing of another node tell of that node.
+func (o *Observer) Present(now time.Duration) time.Duration {
+	own, ok := o.nodes[o.self]
+	if !ok || now-own.arrived >= o.p.AbsentAfter() {
+		return 0
+	}
+	if o.back == math.MinInt64 {
+		return math.MaxInt64
+	}
+	return now - o.back
+}
+
 // Online says whether the node is a living member as far as this node heard: neither suspect, fenced nor left.
 func (o *Observer) Online(node string, now time.Duration) bool {
 	n, ok := o.nodes[node]
 	return ok && !n.live.Fenced && !n.live.Left && !o.Suspect(node, now)
+}
+
+// absent says why this node cannot judge the others' silence: its own renewals do not arrive either, or do so again for less
+// than Params.AbsentAfter; then wait is what is left of that. Where a whole cluster was without its network all nodes are
+// silent, and the first to be back would cut off the others, who are back a moment later.
+func (o *Observer) absent(now time.Duration) (why string, wait time.Duration) {
+	grace := o.p.AbsentAfter()
+	switch own, ok := o.nodes[o.self]; {
+	case !ok:
+		return "", 0
+	case now-own.arrived >= grace:
+		return fmt.Sprintf("this node has renewed nothing itself for %v", round(now-own.arrived)), 0
+	case o.back != math.MinInt64 && now-o.back < grace:
+		return fmt.Sprintf("this node is back for %v of %v itself", round(now-o.back), round(grace)), grace - (now - o.back)
+	}
+	return "", 0
 }
 
 // MayTake says whether the node's guests may be taken over on its lease alone.
@@ -93,6 +132,10 @@ func (o *Observer) MayTake(node string, now time.Duration) Verdict {
 		v.Wait = need - silence
 		v.Reason = fmt.Sprintf("silent for %v of %v", round(silence), round(need))
 	default:
+		if why, wait := o.absent(now); why != "" {
+			v.Wait, v.Reason = wait, fmt.Sprintf("silent for %v, but %s", round(silence), why)
+			return v
+		}
 		v.May, v.Reason = true, fmt.Sprintf("silent for %v, longer than its lease can last (%v)", round(silence), round(need))
 	}
 	return v

@@ -10,7 +10,7 @@ import (
 )
 
 func TestANodeIsTakenOnlyAfterItsLeaseCanNoLongerLast(t *testing.T) {
-	o := lease.NewObserver(lease.DefaultParams())
+	o := lease.NewObserver(lease.DefaultParams(), "me")
 	o.Note("n1", live(3, 0), 40, 100*sec)
 	v := o.MayTake("n1", 110*sec)
 	want := lease.Verdict{Wait: 520 * ms, Reason: "silent for 10s of 10.52s", Live: live(3, 0), Revision: 40}
@@ -23,7 +23,7 @@ func TestANodeIsTakenOnlyAfterItsLeaseCanNoLongerLast(t *testing.T) {
 }
 
 func TestTheSameRevisionSeenAgainIsNoArrival(t *testing.T) {
-	o := lease.NewObserver(lease.DefaultParams())
+	o := lease.NewObserver(lease.DefaultParams(), "me")
 	o.Note("n1", live(0, 0), 40, 100*sec)
 	o.Note("n1", live(0, 0), 40, 105*sec)
 	o.Note("n1", live(0, 0), 39, 106*sec)
@@ -37,7 +37,7 @@ func TestTheSameRevisionSeenAgainIsNoArrival(t *testing.T) {
 }
 
 func TestAnUnknownNodeIsNeverTaken(t *testing.T) {
-	o := lease.NewObserver(lease.DefaultParams())
+	o := lease.NewObserver(lease.DefaultParams(), "me")
 	if v := o.MayTake("n9", 1000*sec); v.May || v.Reason == "" {
 		t.Errorf("verdict on a node never seen: %+v", v)
 	}
@@ -49,7 +49,7 @@ func TestAnUnknownNodeIsNeverTaken(t *testing.T) {
 }
 
 func TestANodeThatLeftOrWasFencedIsTakenAtOnce(t *testing.T) {
-	o := lease.NewObserver(lease.DefaultParams())
+	o := lease.NewObserver(lease.DefaultParams(), "me")
 	l := live(0, 0)
 	l.Left = true
 	o.Note("left", l, 1, sec)
@@ -65,7 +65,7 @@ func TestANodeThatLeftOrWasFencedIsTakenAtOnce(t *testing.T) {
 }
 
 func TestThreeMissedRenewalsMakeANodeSuspect(t *testing.T) {
-	o := lease.NewObserver(lease.DefaultParams())
+	o := lease.NewObserver(lease.DefaultParams(), "me")
 	o.Note("n1", live(0, 0), 1, 0)
 	for _, tt := range []struct {
 		now  time.Duration
@@ -87,5 +87,41 @@ func TestTheCutRaisesTheEpochAndNamesWhoMadeIt(t *testing.T) {
 	want.Fenced, want.By = true, "n2"
 	if diff := cmp.Diff(want, lease.Cut(l, "n2")); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestANodeThatWasCutOffItselfTakesNobodyUntilItIsBackForAWhile(t *testing.T) {
+	o := lease.NewObserver(lease.DefaultParams(), "me")
+	o.Note("me", live(1, 0), 40, 100*sec)
+	o.Note("n2", live(1, 0), 41, 100*sec)
+	may := func(now time.Duration, want bool, wait time.Duration, present time.Duration) {
+		t.Helper()
+		if v := o.MayTake("n2", now); v.May != want || v.Wait != wait {
+			t.Errorf("at %v: %+v, want %v after %v", now, v, want, wait)
+		}
+		if got := o.Present(now); got != present {
+			t.Errorf("at %v: present for %v, want %v", now, got, present)
+		}
+	}
+	may(160*sec, false, 0, 0) // all networks were gone for a minute: nobody renewed
+	o.Note("me", live(1, sec), 50, 160*sec)
+	may(160*sec, false, 5*sec, 0)
+	for s := range 4 {
+		o.Note("me", live(1, sec), int64(51+s), time.Duration(161+s)*sec)
+	}
+	may(164*sec, false, sec, 4*sec)
+	o.Note("me", live(1, sec), 60, 165*sec)
+	may(165*sec, true, 0, 5*sec) // n2 did not come back with it
+	o.Note("n2", live(1, sec), 61, 165*sec)
+	may(165*sec, false, 10520*ms, 5*sec)
+}
+
+func TestAShortGapInTheOwnRenewalsDelaysNoTakeover(t *testing.T) {
+	o := lease.NewObserver(lease.DefaultParams(), "me")
+	o.Note("n2", live(1, 0), 40, 100*sec)
+	o.Note("me", live(1, 0), 41, 106*sec)
+	o.Note("me", live(1, 0), 42, 110*sec) // the store changed its leader
+	if v := o.MayTake("n2", 111*sec); !v.May {
+		t.Errorf("%+v", v)
 	}
 }

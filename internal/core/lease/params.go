@@ -70,9 +70,13 @@ func GuardParams() Params {
 // may be taken over: L(1+2ε)+F. The factor two is one ε for the holder's slow clock and one for the taker's fast one.
 func (p Params) TakeAfter() time.Duration { return p.Lease + p.drift() + p.InFlight }
 
-// SuspectAfter is the silence after which a node is shown as suspect: three renewals missed, and no less than a quarter of a
-// lease, which a change of the store's leader takes.
-func (p Params) SuspectAfter() time.Duration { return max(3*p.Renew, p.Lease/4) }
+// SuspectAfter is the silence after which a node is shown as suspect: three renewals missed, and no less than a fifth of a
+// lease. With short leases a change of the store's leader can take longer; then all nodes are silent, and nobody is suspected.
+func (p Params) SuspectAfter() time.Duration { return max(3*p.Renew, p.Lease/5) }
+
+// AbsentAfter is the gap in a node's own renewals after which it takes nobody's silence for more than its own, and for how long
+// it does not once they arrive again.
+func (p Params) AbsentAfter() time.Duration { return p.Lease / 2 }
 
 // drift is 2εL.
 func (p Params) drift() time.Duration {
