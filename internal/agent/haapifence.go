@@ -175,19 +175,7 @@ func (h *haAPI) FenceTest(ctx context.Context, node string, switching bool) ([]a
 		return nil, err
 	}
 	h.awaitRehearsals(ctx, node, results)
-	said, err := h.fencing.methods(node)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]api.HAFenceMethod, 0, len(results))
-	for _, r := range results {
-		m := fenceMethod(node, r.Method, "", "", r)
-		if i := slices.IndexFunc(said, func(sd fence.Said) bool { return sd.Method == r.Method }); i >= 0 {
-			m.Grade, m.Reason = string(said[i].Grade), said[i].Reason
-		}
-		out = append(out, m)
-	}
-	return out, nil
+	return h.methodsOf(node)
 }
 
 // awaitRehearsals returns when the mirror shows the results, or does not for a second: the grades are made of them.

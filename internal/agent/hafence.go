@@ -379,7 +379,7 @@ func (f *fencing) rehearseDue(ctx context.Context) {
 		if len(due) == 0 {
 			continue
 		}
-		if _, err := f.rehearseMethods(ctx, name, false, due); err != nil && ctx.Err() == nil {
+		if _, err := f.rehearseMethods(ctx, name, nil, due); err != nil && ctx.Err() == nil {
 			f.log.Warn("the rehearsal of a fencing method is not recorded", "node", name, "err", err)
 		}
 	}
@@ -398,7 +398,7 @@ func (f *fencing) due(snap mirror.Snapshot, node string, now time.Time) []string
 	for _, m := range cfg {
 		r, made := rehearsals[m.Name()]
 		every := rehearseEvery
-		if r.Failed != "" {
+		if r.Failed != "" && !r.Refuted {
 			every = rehearseAgain
 		}
 		if !made || r.Digest != digests[m.Name()] || now.Sub(time.Unix(r.At, 0)) > every {
@@ -408,8 +408,8 @@ func (f *fencing) due(snap mirror.Snapshot, node string, now time.Time) []string
 	return out
 }
 
-// rehearse tries all methods of a node and records how it went. With switching the node is really switched off: it must be another one than this,
-// be there, and have no guest.
+// rehearse tries the methods of a node and records how it went. With switching the node is really switched off, by one of them: it must be another
+// one than this, be there, be kept free of guests by a maintenance or while HA is disarmed, and have none.
 func (f *fencing) rehearse(ctx context.Context, node string, switching bool) ([]corefence.Rehearsal, error) {
 	snap := f.mirror.Snapshot()
 	switch {
@@ -417,23 +417,100 @@ func (f *fencing) rehearse(ctx context.Context, node string, switching bool) ([]
 		return nil, model.Errorf(model.ErrUnavailable, "node %s is not online: a method is rehearsed on a node that runs", node)
 	case switching && node == f.node:
 		return nil, model.Errorf(model.ErrInvalid, "%s cannot switch itself off and tell how it went: run this on another node", node)
-	case switching && len(guestsToFence(snap, node)) > 0:
-		return nil, model.Errorf(model.ErrBusy, "there are guests on %s: move them away first, for example by `sauh ha maintenance on %s`", node, node)
 	}
+	names := rehearsalOrder(snap, node)
+	if len(names) == 0 {
+		return nil, model.Errorf(model.ErrNotFound, "ha/fence.cfg has no method for node %s", node)
+	}
+	if !switching {
+		return f.rehearseMethods(ctx, node, nil, names)
+	}
+	vacant := func(ctx context.Context) error { return f.vacant(ctx, node) }
+	if err := vacant(ctx); err != nil {
+		return nil, err
+	}
+	return f.rehearseMethods(ctx, node, vacant, names)
+}
+
+// rehearsalOrder names the methods of a node. One by switching ends with the first that switched, so those that nobody saw switching come
+// before those that failed in it, and these before those that passed: each has its turn if the rehearsal is repeated.
+func rehearsalOrder(snap mirror.Snapshot, node string) []string {
 	cfg, _ := methodsFor(snap, node)
+	rehearsals, _ := rehearsalsOf(snap, node)
+	rank := func(m pveconf.FenceMethod) int {
+		r := rehearsals[m.Name()]
+		switch {
+		case isBlocklist(m.Name()):
+			return 0 // it switches nothing
+		case r.Refuted:
+			return 2
+		case r.Switched:
+			return 3
+		}
+		return 1
+	}
+	slices.SortStableFunc(cfg, func(a, b pveconf.FenceMethod) int { return rank(a) - rank(b) })
 	var names []string
 	for _, m := range cfg {
 		names = append(names, m.Name())
 	}
-	if len(names) == 0 {
-		return nil, model.Errorf(model.ErrNotFound, "ha/fence.cfg has no method for node %s", node)
-	}
-	return f.rehearseMethods(ctx, node, switching, names)
+	return names
 }
 
-func (f *fencing) rehearseMethods(ctx context.Context, node string, switching bool, names []string) ([]corefence.Rehearsal, error) {
+// vacantLimit bounds the questions to the store whether a node may be switched off.
+const vacantLimit = 5 * time.Second
+
+// vacant says why a node must not be switched off for a rehearsal, by what the store says now: it has guests, or HA may give it some.
+func (f *fencing) vacant(ctx context.Context, node string) error {
+	ctx, cancel := context.WithTimeout(ctx, vacantLimit)
+	defer cancel()
+	var request ha.NodeRequest
+	var mode ha.Mode
+	_, err := readNow(ctx, f.st, model.HARequestPrefix+node, &request)
+	_, merr := readNow(ctx, f.st, model.HAModeKey, &mode)
+	guests, _, gerr := f.st.List(ctx, model.ConfigPrefix+"nodes/"+node+"/", store.Linearizable)
+	intents, _, ierr := f.st.List(ctx, model.IntentPrefix, store.Linearizable)
+	if err := errors.Join(err, merr, gerr, ierr); err != nil {
+		return fmt.Errorf("look whether %s is empty: %w", node, err)
+	}
+	if now := time.Now().Unix(); !request.Maintenance && request.DisarmAt(now) == ha.Armed && mode.At(now) == ha.Armed {
+		return model.Errorf(model.ErrBusy, "HA may start guests on %s meanwhile: run `sauh ha maintenance on %s` first", node, node)
+	}
+	for _, kv := range guests {
+		if _, id, ok := model.ParseGuestConfigKey(kv.Key); ok {
+			return model.Errorf(model.ErrBusy, "guest %s is on %s: move its guests away first, for example by `sauh ha maintenance on %s`", id, node, node)
+		}
+	}
+	for _, kv := range intents {
+		var in model.Intent
+		if err := json.Unmarshal(kv.Value, &in); err != nil || in.Source == node || in.Target == node {
+			return model.Errorf(model.ErrBusy, "guest %s is being migrated: wait until it has arrived", strings.TrimPrefix(kv.Key, model.IntentPrefix))
+		}
+	}
+	return nil
+}
+
+// readNow reads a record linearizably into out and returns its revision, 0 if it is not there.
+func readNow(ctx context.Context, st store.Store, key string, out any) (int64, error) {
+	kv, err := st.Get(ctx, key, store.Linearizable)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return 0, nil
+	case err != nil:
+		return 0, err
+	}
+	if err := json.Unmarshal(kv.Value, out); err != nil {
+		return 0, fmt.Errorf("read %s: %w", key, err)
+	}
+	return kv.ModRevision, nil
+}
+
+// rehearseMethods tries these methods and records how it went; ready is fence.Rehearsing's Switch.
+func (f *fencing) rehearseMethods(ctx context.Context, node string, ready func(context.Context) error, names []string) ([]corefence.Rehearsal, error) {
 	s := f.set(f.mirror.Snapshot(), setKey{node: node, purpose: "rehearse"})
-	results := s.Rehearse(ctx, time.Now().Unix(), switching, func() []corefence.Sign { return f.signs(node) }, names...)
+	results := s.Rehearse(ctx, fence.Rehearsing{
+		At: time.Now().Unix(), Signs: func() []corefence.Sign { return f.signs(node) }, Switch: ready, Names: names,
+	})
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -454,7 +531,8 @@ func (f *fencing) rehearseMethods(ctx context.Context, node string, switching bo
 	return out, err
 }
 
-// mergeRehearsals takes results in. What one by switching has found out stays known after one that only asked.
+// mergeRehearsals takes results in. What one by switching has found out stays known after one that only asked: a BMC that was caught lying is
+// not believed again because it answers, but when it was seen to switch.
 func mergeRehearsals(before, results []corefence.Rehearsal) []corefence.Rehearsal {
 	out := slices.Clone(before)
 	for _, r := range results {
@@ -463,8 +541,13 @@ func mergeRehearsals(before, results []corefence.Rehearsal) []corefence.Rehearsa
 			out = append(out, r)
 			continue
 		}
-		if old := out[i]; !r.Switched && old.Switched && old.Digest == r.Digest {
-			r.Switched, r.Early, r.Took = true, old.Early, old.Took
+		if old := out[i]; old.Digest == r.Digest && !r.Switched && !r.Refuted {
+			switch {
+			case old.Refuted:
+				r.Refuted, r.Failed = true, old.Failed
+			case old.Switched:
+				r.Switched, r.Early, r.Took = true, old.Early, old.Took
+			}
 		}
 		out[i] = r
 	}

@@ -187,18 +187,59 @@ func TestARehearsalIsRecordedAndAFailedOneEndsTheMethodsUse(t *testing.T) {
 
 func TestARehearsalThatSwitchesIsRefusedWhereItWouldHarm(t *testing.T) {
 	n, m, _ := fencedNode(t)
-	for _, c := range []struct {
-		node string
-		kind error
-	}{{"n1", model.ErrInvalid}, {"n2", model.ErrBusy}, {"n3", model.ErrUnavailable}} {
-		if _, err := n.m.fencing.rehearse(t.Context(), c.node, true); !errors.Is(err, c.kind) {
-			t.Errorf("%s: %v", c.node, err)
+	refused := func(what, node string, kind error) {
+		t.Helper()
+		if _, err := n.m.fencing.rehearse(t.Context(), node, true); !errors.Is(err, kind) || m.shot.Load() != 0 {
+			t.Errorf("%s: %v, shot %d times", what, err, m.shot.Load())
 		}
 	}
+	refused("this node", "n1", model.ErrInvalid)
+	refused("a node that is not there", "n3", model.ErrUnavailable)
+	n.put(model.HARequestPrefix+"n2", `{"maintenance":true}`)
+	refused("a guest", "n2", model.ErrBusy)
 	n.delete(model.GuestConfigKey("n2", 200))
+	n.put(model.IntentPrefix+"100", `{"source":"n1","target":"n2"}`)
+	refused("a migration to it", "n2", model.ErrBusy)
+	n.delete(model.IntentPrefix + "100")
+	n.put(model.HARequestPrefix+"n2", `{}`)
+	refused("neither maintenance nor disarmed", "n2", model.ErrBusy)
+	if err := n.m.fencing.vacant(t.Context(), "n2"); !errors.Is(err, model.ErrBusy) {
+		t.Errorf("not looked at again before the order: %v", err)
+	}
+	n.put(model.HARequestPrefix+"n2", `{"disarm":"freeze"}`)
+	must(t, n.m.fencing.vacant(t.Context(), "n2"))
+	n.put(model.HARequestPrefix+"n2", `{"maintenance":true}`)
+	must(t, n.m.fencing.vacant(t.Context(), "n2"))
 	n.delete(fenceCfgKey)
-	if _, err := n.m.fencing.rehearse(t.Context(), "n2", true); !errors.Is(err, model.ErrNotFound) || m.shot.Load() != 0 {
-		t.Errorf("without a method: %v", err)
+	refused("without a method", "n2", model.ErrNotFound)
+}
+
+func TestARehearsalThatSwitchesLooksForGuestsRightBeforeTheOrder(t *testing.T) {
+	n, m, _ := fencedNode(t)
+	n.delete(model.GuestConfigKey("n2", 200))
+	n.put(model.HARequestPrefix+"n2", `{"maintenance":true}`)
+	f := n.m.fencing
+	arrived := func(ctx context.Context) error {
+		n.put(model.GuestConfigKey("n2", 201), "memory: 64\n")
+		return f.vacant(ctx, "n2")
+	}
+	got, err := f.rehearseMethods(t.Context(), "n2", arrived, []string{n2BMC})
+	if err != nil || len(got) != 1 || got[0].Failed == "" || m.shot.Load() != 0 {
+		t.Errorf("%+v, %v, shot %d times", got, err, m.shot.Load())
+	}
+}
+
+func TestMethodsThatNobodySawSwitchingComeFirst(t *testing.T) {
+	n, m, _ := fencedNode(t)
+	_, second := n.startBMC("n2-pdu", m, "")
+	_, third := n.startBMC("n2-old", m, "")
+	n.put(fenceCfgKey, n.get(fenceCfgKey)+"\n"+second+"\n"+third+"\nceph: rbd\n\tstorages fast\n")
+	n.put(model.HARehearsals+"n2", string(mustJSON([]corefence.Rehearsal{
+		{Method: n2BMC, At: 1, Switched: true}, {Method: "redfish: n2-pdu", At: 1, Refuted: true, Failed: "it lied"},
+	})))
+	want := []string{"ceph: rbd", "redfish: n2-old", "redfish: n2-pdu", n2BMC}
+	if diff := cmp.Diff(want, rehearsalOrder(n.m.mirror.Snapshot(), "n2")); diff != "" {
+		t.Error(diff)
 	}
 }
 
@@ -215,6 +256,31 @@ func TestWhatARehearsalBySwitchingFoundStaysKnown(t *testing.T) {
 	asked.Digest = "2" // another configuration
 	if got := mergeRehearsals([]corefence.Rehearsal{switched}, []corefence.Rehearsal{asked}); got[0].Switched {
 		t.Errorf("%+v", got)
+	}
+	asked.Digest, asked.Failed = "1", "it did not answer"
+	got = mergeRehearsals([]corefence.Rehearsal{switched}, []corefence.Rehearsal{asked})
+	asked.Failed = ""
+	if got = mergeRehearsals(got, []corefence.Rehearsal{asked}); got[0].Failed != "" || !got[0].Switched {
+		t.Errorf("a fault that only asking has shown stays: %+v", got)
+	}
+}
+
+func TestABMCThatWasCaughtLyingIsBelievedAgainOnlyWhenItWasSeenToSwitch(t *testing.T) {
+	lied := corefence.Rehearsal{Method: "a", Digest: "1", At: 2, Refuted: true, Failed: "a beacon came"}
+	for _, c := range []struct {
+		name string
+		then corefence.Rehearsal
+		want corefence.Rehearsal
+	}{
+		{"it answers", corefence.Rehearsal{Method: "a", Digest: "1", At: 3}, corefence.Rehearsal{Method: "a", Digest: "1", At: 3, Refuted: true, Failed: "a beacon came"}},
+		{"it does not", corefence.Rehearsal{Method: "a", Digest: "1", At: 3, Failed: "timeout"}, corefence.Rehearsal{Method: "a", Digest: "1", At: 3, Refuted: true, Failed: "a beacon came"}},
+		{"it switched", corefence.Rehearsal{Method: "a", Digest: "1", At: 3, Switched: true}, corefence.Rehearsal{Method: "a", Digest: "1", At: 3, Switched: true}},
+		{"it is another one", corefence.Rehearsal{Method: "a", Digest: "2", At: 3}, corefence.Rehearsal{Method: "a", Digest: "2", At: 3}},
+	} {
+		before := mergeRehearsals([]corefence.Rehearsal{{Method: "a", Digest: "1", At: 1, Switched: true}}, []corefence.Rehearsal{lied})
+		if diff := cmp.Diff([]corefence.Rehearsal{c.want}, mergeRehearsals(before, []corefence.Rehearsal{c.then})); diff != "" {
+			t.Errorf("%s:\n%s", c.name, diff)
+		}
 	}
 }
 

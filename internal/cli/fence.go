@@ -172,7 +172,7 @@ func (m *Main) fenceTest(use string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: use + " NODE", Short: "Try a node's methods and note how it went; without --switch nobody is harmed",
 		Long: "Without --switch each method is asked about a node that runs: does it answer, is it this node's BMC, may the user switch it. With --switch\n" +
-			"the node, which must have no guests, is really switched off.",
+			"the node, which must be in maintenance and have no guests, is really switched off, by one method: those that nobody saw switching come first.",
 		Example: "  sauh ha fence test n2\n  sauh ha fence test n2 --switch", Args: takes("NODE"),
 	}
 	cmd.Flags().BoolVar(&switching, "switch", false, "switch the node off")

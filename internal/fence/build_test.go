@@ -1,6 +1,7 @@
 package fence_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -164,7 +165,7 @@ func TestALiarIsFoundByItsRehearsalAndByWhatIsHeardOfTheNode(t *testing.T) {
 	defer set.Close()
 	alive := func() []core.Sign { return []core.Sign{{Kind: core.Beacon, At: e.Now()}} }
 	judge(t, "ask", set.Ask(t.Context(), alive, nil), core.ErrAlive)
-	last := set.Rehearse(t.Context(), time.Now().Unix(), false, alive)[0]
+	last := set.Rehearse(t.Context(), fence.Rehearsing{At: time.Now().Unix(), Signs: alive})[0]
 	if !strings.Contains(last.Failed, "must not be believed") {
 		t.Errorf("%+v", last)
 	}
@@ -182,7 +183,9 @@ func TestARehearsalBySwitchingMakesAnUnidentifiedBMCCount(t *testing.T) {
 	cfg, e := parse(t, redfishSection(address, pin, "\tuuid any\n")), env(nil)
 	set := fence.Build(cfg, n2, e)
 	defer set.Close()
-	last := set.Rehearse(t.Context(), time.Now().Unix(), true, silent)[0]
+	last := set.Rehearse(t.Context(), fence.Rehearsing{
+		At: time.Now().Unix(), Signs: silent, Switch: func(context.Context) error { return nil },
+	})[0]
 	if last.Failed != "" || !last.Switched || box.On() {
 		t.Fatalf("%+v", last)
 	}
@@ -222,7 +225,7 @@ func TestAMethodThatCannotBeMadeSaysWhy(t *testing.T) {
 	set := fence.Build(parse(t, strings.Replace(ipmiSection("h", ""), "priv/fence/n2", "priv/gone", 1)), n2, env(nil))
 	defer set.Close()
 	judge(t, "ask", set.Ask(t.Context(), silent, nil), os.ErrNotExist)
-	if r := set.Rehearse(t.Context(), 1, false, silent)[0]; r.Failed == "" {
+	if r := set.Rehearse(t.Context(), fence.Rehearsing{At: 1, Signs: silent})[0]; r.Failed == "" {
 		t.Error("its rehearsal passed")
 	}
 }

@@ -268,41 +268,81 @@ func (s *Set) Release(ctx context.Context, dead fence.Dead) error {
 	return errors.Join(errs...)
 }
 
-// Rehearse tries each method on a node that runs, or the named ones, one after the other, and says how it went. With
-// switching it really shoots: the node must be empty of guests, signs must go on telling when it is heard of, and each
-// method is tried only if the node was on. at is the date, in Unix seconds. Keep the results where Build reads them.
-func (s *Set) Rehearse(ctx context.Context, at int64, switching bool, signs Signs, names ...string) []fence.Rehearsal {
+// Rehearsing says how methods are rehearsed.
+type Rehearsing struct {
+	// At is the date, in Unix seconds.
+	At int64
+	// Signs tell when the node is heard of.
+	Signs Signs
+	// Switch is nil to harm nobody. Else the node is really switched off, by one method; Switch is called right before the order, and the
+	// order is not given if it returns an error: the node must be empty of guests.
+	Switch func(context.Context) error
+	// Names are the methods to try, in this order; none means all.
+	Names []string
+}
+
+// Rehearse tries methods on a node that runs, one after the other, and says how it went. With switching it ends with the first method that
+// gave the order, because the node is off from then on and the others would seem to lie about it; a method that switches nothing is
+// tried as always. Keep the results where Build reads them.
+func (s *Set) Rehearse(ctx context.Context, how Rehearsing) []fence.Rehearsal {
 	var out []fence.Rehearsal
-	for _, e := range s.methods {
-		if len(names) > 0 && !slices.Contains(names, e.Name) {
-			continue
-		}
-		r := fence.Rehearsal{Method: e.Name, Digest: e.Digest, At: at}
+	for _, e := range s.named(how.Names) {
+		r := fence.Rehearsal{Method: e.Name, Digest: e.Digest, At: how.At}
 		start := s.now()
-		if err := s.rehearse(ctx, e, switching, signs, &r); err != nil {
-			r.Failed = err.Error()
+		ordered, err := s.rehearse(ctx, e, how, &r)
+		if err != nil {
+			r.Failed, r.Refuted = err.Error(), ordered
 		}
 		r.Took = s.now() - start
 		out = append(out, r)
+		if ordered {
+			break
+		}
 	}
 	return out
 }
 
-func (s *Set) rehearse(ctx context.Context, e *entry, switching bool, signs Signs, r *fence.Rehearsal) error {
+// named are the methods of these names in their order, or all.
+func (s *Set) named(names []string) []*entry {
+	if len(names) == 0 {
+		return s.methods
+	}
+	var out []*entry
+	for _, name := range names {
+		if i := slices.IndexFunc(s.methods, func(e *entry) bool { return e.Name == name }); i >= 0 {
+			out = append(out, s.methods[i])
+		}
+	}
+	return out
+}
+
+// rehearse tries one method. ordered: it was told to switch the node off, whatever came of it.
+func (s *Set) rehearse(ctx context.Context, e *entry, how Rehearsing, r *fence.Rehearsal) (ordered bool, err error) {
 	select {
 	case <-e.turn:
 	default:
-		return ErrBusy
+		return false, ErrBusy
 	}
 	defer func() { e.turn <- struct{}{} }()
 	ask, cancel := context.WithTimeoutCause(ctx, e.AskTimeout, ErrTimeout)
 	defer cancel()
-	if err := e.Fencer.Rehearse(ask); err != nil || !switching {
-		return err
+	if err := e.Fencer.Rehearse(ask); err != nil || how.Switch == nil || e.Kind == fence.Storage {
+		return false, err
 	}
+	if err := how.Switch(ctx); err != nil {
+		return false, err
+	}
+	if err := s.switchOff(ctx, e, how, r); err != nil {
+		return true, err
+	}
+	r.Switched = true
+	return true, nil
+}
+
+// switchOff shoots and looks whether what the method says of it is true.
+func (s *Set) switchOff(ctx context.Context, e *entry, how Rehearsing, r *fence.Rehearsal) error {
 	shot, cancel := context.WithTimeoutCause(ctx, e.Timeout, ErrTimeout)
 	defer cancel()
-	r.Switched = true
 	ev, err := e.Fencer.Shoot(shot)
 	if err != nil {
 		return err
@@ -319,7 +359,7 @@ func (s *Set) rehearse(ctx context.Context, e *entry, switching bool, signs Sign
 	if err := pause(ctx, 2*afterwards); err != nil {
 		return err
 	}
-	for _, sign := range signs() {
+	for _, sign := range how.Signs() {
 		if !proof.VoidedBy(sign) {
 			continue
 		}

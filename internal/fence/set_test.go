@@ -3,6 +3,7 @@ package fence_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -351,8 +352,13 @@ func TestRehearsals(t *testing.T) {
 			b := c.bmc
 			set := fence.NewSet("n2", nil, now, method("a", &b, now))
 			defer set.Close()
-			got := set.Rehearse(t.Context(), 7, c.switching, signs)[0]
-			if (got.Failed != "") != (c.failed != nil) || got.Switched != c.switching || got.Digest != "d" || got.At != 7 {
+			how := fence.Rehearsing{At: 7, Signs: signs}
+			if c.switching {
+				how.Switch = func(context.Context) error { return nil }
+			}
+			got := set.Rehearse(t.Context(), how)[0]
+			passed := c.failed == nil
+			if (got.Failed == "") != passed || got.Switched != (c.switching && passed) || got.Refuted != (c.switching && !passed) || got.Digest != "d" || got.At != 7 {
 				t.Errorf("%s: %+v", c.name, got)
 			}
 			if (got.Early > 0) != c.early {
@@ -363,4 +369,41 @@ func TestRehearsals(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestARehearsalBySwitchingEndsWithTheFirstMethodThatSwitched(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := clock(time.Now())
+		b, failing := &fake{id: uuid, power: core.On}, &fake{id: other, power: core.On}
+		ceph := fence.Method{Method: core.Method{Name: "ceph", Node: "n2", Kind: core.Storage}, Timeout: time.Second, Fencer: storage{now: now}}
+		set := fence.NewSet("n2", nil, now, method("stranger", failing, now), method("bmc", b, now), ceph, method("pdu", b, now))
+		defer set.Close()
+		try := func(names ...string) (out []string) {
+			b.offAt = time.Time{} // somebody switched it on
+			how := fence.Rehearsing{At: 7, Signs: silent, Switch: func(context.Context) error { return nil }, Names: names}
+			for _, r := range set.Rehearse(t.Context(), how) {
+				out = append(out, fmt.Sprint(r.Method, " ", r.Switched, " ", r.Failed == ""))
+			}
+			return out
+		}
+		if diff := cmp.Diff([]string{"stranger false false", "bmc true true"}, try()); diff != "" {
+			t.Error(diff)
+		}
+		if diff := cmp.Diff([]string{"ceph false true", "pdu true true"}, try("ceph", "pdu", "bmc")); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
+func TestARehearsalSwitchesNothingThatMustNotBeSwitchedAtThatMoment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := clock(time.Now())
+		b := &fake{id: uuid, power: core.On}
+		set := fence.NewSet("n2", nil, now, method("bmc", b, now))
+		defer set.Close()
+		got := set.Rehearse(t.Context(), fence.Rehearsing{At: 7, Signs: silent, Switch: func(context.Context) error { return errBroken }})
+		if len(got) != 1 || got[0].Failed != errBroken.Error() || got[0].Switched || got[0].Refuted || b.orders != 0 {
+			t.Errorf("%+v, %d orders", got, b.orders)
+		}
+	})
 }

@@ -89,8 +89,11 @@ type Rehearsal struct {
 	Method string `json:"method"`
 	Digest string `json:"digest"`
 	At     int64  `json:"at"` // Unix seconds; 0 if there was none
-	// Switched: the node really was switched off, rather than only asked about.
+	// Switched: the node really was switched off, rather than only asked about, and stayed silent.
 	Switched bool `json:"switched,omitempty"`
+	// Refuted: one by switching failed after the order. What only asks cannot tell whether that is mended, so this stays until one by
+	// switching passes; Failed is set.
+	Refuted bool `json:"refuted,omitempty"`
 	// Failed is why it failed, "" if it did not.
 	Failed string `json:"failed,omitempty"`
 	// Early is how long after the first "off" the node was still heard of.
