@@ -15,8 +15,8 @@ import (
 	corefence "sauh.dev/sauh/internal/core/fence"
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
-	"sauh.dev/sauh/internal/fence"
 	"sauh.dev/sauh/internal/fence/fencetest/bmc"
+	"sauh.dev/sauh/internal/store"
 	"sauh.dev/sauh/internal/sys"
 )
 
@@ -75,80 +75,110 @@ func (n *node) member(name string) ha.Member {
 	return ha.Member{}
 }
 
-func TestAMethodThatSaysOffTwiceIsAProofUntilTheNodeIsHeardOf(t *testing.T) {
+func TestAnAnswerSaysForHowLongOffWasRead(t *testing.T) {
 	n, m, _ := fencedNode(t)
 	before := n.member("n2")
-	if diff := cmp.Diff([]ha.FenceMethod{{Name: n2BMC, Rehearsed: true}}, before.Fencing); diff != "" || before.Heard <= 0 || len(before.Proofs) != 0 {
-		t.Errorf("heard of %v ago, proofs %v\n%s", before.Heard, before.Proofs, diff)
+	if diff := cmp.Diff([]ha.FenceMethod{{Name: n2BMC, Rehearsed: true}}, before.Fencing); diff != "" || before.Heard <= 0 || before.Beacons {
+		t.Errorf("heard of %v ago, by beacons %v\n%s", before.Heard, before.Beacons, diff)
 	}
 	if len(n.member("n1").Fencing) != 0 {
 		t.Error("another node has its method")
 	}
 	a := ha.AskFence{Node: "n2", Method: n2BMC}
-	if got, err := n.m.fencing.ask(t.Context(), a); err != nil || got.Off {
-		t.Errorf("a node that is on: %+v, %v", got, err)
+	if got := n.answer(a).(ha.FenceResult); got.Off {
+		t.Errorf("a node that is on: %+v", got)
 	}
 	m.off.Store(true)
-	asked := sys.BootTime()
-	got, err := n.m.fencing.ask(t.Context(), a)
-	if err != nil || !got.Off || got.Action != a {
-		t.Fatalf("a node that is off: %+v, %v", got, err)
-	}
-	after := n.member("n2")
-	if len(after.Proofs) != 1 || after.Proofs[0].Method != n2BMC || after.Proofs[0].Blocklist ||
-		after.Proofs[0].Age > sys.BootTime()-asked || after.Proofs[0].Age > after.Heard {
-		t.Errorf("proofs %+v, heard of %v ago, asked %v ago", after.Proofs, after.Heard, sys.BootTime()-asked)
-	}
-	n.put(model.LivePrefix+"n2", `{"boot_id":"b","epoch":4,"seq":1,"fenced":true,"by":"n1"}`)
-	if len(n.member("n2").Proofs) != 1 {
-		t.Error("the cut voids the proof")
-	}
-	n.put(model.LivePrefix+"n2", `{"boot_id":"c","epoch":4,"seq":2}`)
-	if got := n.member("n2").Proofs; len(got) != 0 {
-		t.Errorf("a renewal leaves %+v", got)
+	got := n.answer(a).(ha.FenceResult)
+	if !got.Off || got.Action != a || got.Lasted < 100*time.Millisecond {
+		t.Fatalf("a node that is off: %+v", got)
 	}
 }
 
-func TestANodeIsShotByItsOwnBMCAlone(t *testing.T) {
+// answer has the manager's shell carry out an action about a method.
+func (n *node) answer(a ha.Action) ha.Event {
+	n.t.Helper()
+	ev, err := n.m.fencing.answer(n.t.Context(), a)
+	must(n.t, err)
+	return ev
+}
+
+// shot is the order to shoot n2 by a method, as of now, by the manager n1.
+func (n *node) shot(method string) ha.Shoot {
+	n.t.Helper()
+	n.put(model.ManagerKey, `{"node":"n1","term":1}`)
+	kv, err := n.m.st.Get(n.t.Context(), model.LivePrefix+"n2", store.Linearizable)
+	must(n.t, err)
+	return ha.Shoot{Node: "n2", Method: method, Blocklist: isBlocklist(method), LiveRevision: kv.ModRevision}
+}
+
+// armedNode is a fencedNode whose manager is n1, with a lease.
+func armedNode(t *testing.T) (*node, *machine2, *bmc.Redfish) {
 	n, m, b := fencedNode(t)
+	n.m.fencing.live = leased{n.m.live, true}
+	return n, m, b
+}
+
+// leased is a node's view of the others with a lease of the test's.
+type leased struct {
+	hearing
+	valid bool
+}
+
+func (l leased) Valid() (uint64, bool) { return 1, l.valid }
+
+func TestANodeIsShotByItsOwnBMCAlone(t *testing.T) {
+	n, m, b := armedNode(t)
 	other := &machine2{uuid: "99999999-2222-4333-8444-555555555555"}
 	b.Other = other
 	b.SetFault(bmc.Wrong)
-	if _, err := n.m.manager.do(t.Context(), ha.Shoot{Node: "n2", Method: n2BMC}); !errors.Is(err, corefence.ErrStranger) {
+	shot := n.shot(n2BMC)
+	if _, err := n.m.fencing.answer(t.Context(), shot); !errors.Is(err, corefence.ErrStranger) || failKind(err) != ha.FailOther {
 		t.Error(err)
 	}
 	if other.shot.Load()+m.shot.Load() != 0 {
 		t.Error("somebody was switched off")
 	}
 	b.SetFault(bmc.Healthy)
-	_, err := n.m.manager.do(t.Context(), ha.Shoot{Node: "n2", Method: n2BMC})
-	must(t, err)
-	if m.shot.Load() == 0 || len(n.member("n2").Proofs) != 1 {
-		t.Errorf("shot %d times, proofs %v", m.shot.Load(), n.member("n2").Proofs)
+	if ev := n.answer(shot); ev != (ha.ActionDone{Action: shot}) || m.shot.Load() == 0 {
+		t.Errorf("shot %d times: %+v", m.shot.Load(), ev)
 	}
 }
 
-func TestAMethodOfAHigherOrderWaitsUntilTheLowerOnesHaveFailed(t *testing.T) {
-	n, m, b := fencedNode(t)
+// A manager that stood still finds its decision to shoot where it left it.
+func TestAShotIsNotFiredOnceItsDecisionDoesNotHold(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(*node)
+	}{
+		{"the node renewed", func(n *node) { n.put(model.LivePrefix+"n2", `{"boot_id":"b","epoch":3,"seq":2}`) }},
+		{"the node was removed", func(n *node) { n.delete(model.LivePrefix + "n2") }},
+		{"another manager", func(n *node) { n.put(model.ManagerKey, `{"node":"n3","term":2}`) }},
+		{"no lease", func(n *node) { n.m.fencing.live = leased{n.m.live, false} }},
+		{"a beacon", func(n *node) {
+			n.m.fencing.beacon = func(string) (corefence.Sign, bool) {
+				return corefence.Sign{Kind: corefence.Beacon, At: sys.BootTime()}, true
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n, m, _ := armedNode(t)
+			shot := n.shot(n2BMC)
+			c.change(n)
+			if _, err := n.m.fencing.answer(t.Context(), shot); failKind(err) != ha.FailConflict || m.shot.Load() != 0 {
+				t.Errorf("%v, shot %d times", err, m.shot.Load())
+			}
+		})
+	}
+}
+
+func TestAMethodsOrderReachesTheManager(t *testing.T) {
+	n, m, _ := fencedNode(t)
 	_, second := n.startBMC("n2-pdu", m, "\torder 1\n")
-	n.put(model.ConfigPrefix+"priv/fence/n2-pdu", "secret")
 	n.put(fenceCfgKey, n.get(fenceCfgKey)+"\n"+second)
-	late := ha.Shoot{Node: "n2", Method: "redfish: n2-pdu"}
-	if _, err := n.m.manager.do(t.Context(), late); failKind(err) != ha.FailConflict || m.shot.Load() != 0 {
-		t.Errorf("out of turn: %v", err)
-	}
-	b.User = "nobody" // the first one refuses
-	if _, err := n.m.manager.do(t.Context(), ha.Shoot{Node: "n2", Method: n2BMC}); err == nil {
-		t.Error("the first one shot")
-	}
-	_, err := n.m.manager.do(t.Context(), late)
-	must(t, err)
-	if m.shot.Load() != 1 {
-		t.Errorf("shot %d times", m.shot.Load())
-	}
-	n.put(model.LivePrefix+"n2", `{"boot_id":"b","epoch":9,"seq":1}`) // another death
-	if _, err := n.m.manager.do(t.Context(), late); failKind(err) != ha.FailConflict {
-		t.Errorf("what failed in an earlier life counts: %v", err)
+	want := []ha.FenceMethod{{Name: n2BMC, Rehearsed: true}, {Name: "redfish: n2-pdu", Rehearsed: true, Order: 1}}
+	if diff := cmp.Diff(want, n.member("n2").Fencing); diff != "" {
+		t.Error(diff)
 	}
 }
 
@@ -176,7 +206,7 @@ func TestARehearsalIsRecordedAndAFailedOneEndsTheMethodsUse(t *testing.T) {
 	}
 	m.off.Store(true)
 	b.User = "sauh"
-	if _, err := n.m.fencing.ask(t.Context(), ha.AskFence{Node: "n2", Method: n2BMC}); !errors.Is(err, corefence.ErrRehearsalFailed) {
+	if _, err := n.m.fencing.answer(t.Context(), ha.AskFence{Node: "n2", Method: n2BMC}); !errors.Is(err, corefence.ErrRehearsalFailed) {
 		t.Errorf("it is asked all the same: %v", err)
 	}
 	m.off.Store(false)
@@ -293,45 +323,20 @@ func TestAFenceFileThatCannotBeReadLeavesTheLease(t *testing.T) {
 	if _, err := n.m.fencing.methods("n2"); err == nil {
 		t.Error("the file's error is not told")
 	}
-	if _, err := n.m.fencing.ask(t.Context(), ha.AskFence{Node: "n2", Method: n2BMC}); !errors.Is(err, model.ErrNotFound) {
+	if _, err := n.m.fencing.answer(t.Context(), ha.AskFence{Node: "n2", Method: n2BMC}); !errors.Is(err, model.ErrNotFound) {
 		t.Error(err)
 	}
 }
 
-// A node that was heard of between the order and its confirmation has come back.
-func TestABlocklistEntryProvesNothingOfANodeThatWasHeardOfSinceItWasOrdered(t *testing.T) {
-	n, _, _ := fencedNode(t)
-	const method = "ceph: rbd"
-	confirm := func(begun time.Duration) ha.Member {
-		_, err := n.m.fencing.take("n2", method, begun, fence.Outcome{Partial: []corefence.Proof{{
-			Node: "n2", Method: method, Kind: corefence.Storage, Since: sys.BootTime(), Guests: []model.VMID{200},
-		}}})
-		must(t, err)
-		m := n.member("n2")
-		if len(m.Proofs) != 1 || !m.Proofs[0].Blocklist {
-			t.Fatalf("%+v", m.Proofs)
-		}
-		return m
-	}
-	if m := confirm(sys.BootTime()); m.Proofs[0].Age > m.Heard {
-		t.Errorf("a silent node: the proof is %v old, and it was heard of %v ago", m.Proofs[0].Age, m.Heard)
-	}
-	begun := sys.BootTime()
-	n.put(model.LivePrefix+"n2", `{"boot_id":"c","epoch":3,"seq":1}`)
-	if m := confirm(begun); m.Proofs[0].Age <= m.Heard {
-		t.Errorf("a node that is back: the proof is %v old, and it was heard of %v ago", m.Proofs[0].Age, m.Heard)
-	}
-}
-
 func TestAStorageIsNotToldToRefuseANodeAndToServeItAtTheSameTime(t *testing.T) {
-	n, _, _ := fencedNode(t)
+	n, _, _ := armedNode(t)
 	f := n.m.fencing
 	done, ok := f.occupy("n2")
 	if _, again := f.occupy("n2"); !ok || again {
 		t.Errorf("occupied %v, twice %v", ok, again)
 	}
-	shoot := ha.Shoot{Node: "n2", Method: "ceph: rbd", Blocklist: true}
-	if err := f.shoot(t.Context(), shoot); failKind(err) != ha.FailConflict {
+	shoot := n.shot("ceph: rbd")
+	if _, err := f.shoot(t.Context(), shoot); failKind(err) != ha.FailConflict {
 		t.Errorf("while it is served again: %v", err)
 	}
 	f.serve(t.Context(), n.m.mirror.Snapshot(), "n2", 3)
@@ -343,7 +348,7 @@ func TestAStorageIsNotToldToRefuseANodeAndToServeItAtTheSameTime(t *testing.T) {
 	if f.freed["n2"] != 4 {
 		t.Errorf("served up to epoch %d", f.freed["n2"])
 	}
-	if err := f.shoot(t.Context(), shoot); !errors.Is(err, model.ErrNotFound) || f.freed["n2"] != 0 {
-		t.Errorf("%v, served up to epoch %d: it may be refused now", err, f.freed["n2"])
+	if _, err := f.shoot(t.Context(), shoot); !errors.Is(err, model.ErrNotFound) {
+		t.Error(err)
 	}
 }

@@ -16,7 +16,7 @@ import (
 func (m *Main) fenceCommand() *cobra.Command {
 	return group("fence", "Say how a node is proved dead sooner than its lease does",
 		"  sauh ha fence set redfish n2-bmc node=n2 address=10.0.9.2 user=sauh fingerprint=AB:CD… --password-stdin\n  sauh ha fence test n2",
-		m.fenceList(), m.fenceSet(), m.fenceRemove(), m.fenceFile(), m.fenceTest("test"))
+		m.fenceList(), m.fenceSet(), m.fenceRemove(), m.fenceFile(), m.fenceTest())
 }
 
 func (m *Main) fenceList() *cobra.Command {
@@ -166,11 +166,10 @@ func (m *Main) fenceFile() *cobra.Command {
 	return cmd
 }
 
-// fenceTest is `ha fence test` and, as the messages of a method that is worth nothing name it, `ha fence-test`.
-func (m *Main) fenceTest(use string) *cobra.Command {
+func (m *Main) fenceTest() *cobra.Command {
 	switching := false
 	cmd := &cobra.Command{
-		Use: use + " NODE", Short: "Try a node's methods and note how it went; without --switch nobody is harmed",
+		Use: "test NODE", Short: "Try a node's methods and note how it went; without --switch nobody is harmed",
 		Long: "Without --switch each method is asked about a node that runs: does it answer, is it this node's BMC, may the user switch it. With --switch\n" +
 			"the node, which must be in maintenance and have no guests, is really switched off, by one method: those that nobody saw switching come first.",
 		Example: "  sauh ha fence test n2\n  sauh ha fence test n2 --switch", Args: takes("NODE"),

@@ -91,8 +91,8 @@ func TestTheIPMISimulatorIsAskedAndShotAndItsFaultsProveNothing(t *testing.T) {
 			}
 			set := fence.Build(parse(t, text), c.node, env(nil))
 			t.Cleanup(set.Close)
-			judge(t, "ask", set.Ask(t.Context(), silent, nil), c.ask)
-			judge(t, "shoot", set.Shoot(t.Context(), silent, nil), c.shoot)
+			judge(t, "ask", set.Ask(t.Context(), silent), c.ask)
+			judge(t, "shoot", set.Shoot(t.Context(), time.Hour, silent, nil), c.shoot)
 			if c.harmless && sim.Orders() != "" {
 				t.Errorf("orders: %s", sim.Orders())
 			}
@@ -143,8 +143,8 @@ func TestTheRedfishBMCIsAskedAndShotAndItsFaultsProveNothing(t *testing.T) {
 			address, pin := fencetest.StartRedfish(t, b)
 			set := fence.Build(parse(t, redfishSection(address, pin, "")), n2, env(nil))
 			t.Cleanup(set.Close)
-			judge(t, "ask", set.Ask(t.Context(), silent, nil), c.ask)
-			judge(t, "shoot", set.Shoot(t.Context(), silent, nil), c.shoot)
+			judge(t, "ask", set.Ask(t.Context(), silent), c.ask)
+			judge(t, "shoot", set.Shoot(t.Context(), time.Hour, silent, nil), c.shoot)
 			if next.Orders() != 0 {
 				t.Error("the neighbour was switched")
 			}
@@ -164,7 +164,7 @@ func TestALiarIsFoundByItsRehearsalAndByWhatIsHeardOfTheNode(t *testing.T) {
 	set := fence.Build(cfg, n2, e)
 	defer set.Close()
 	alive := func() []core.Sign { return []core.Sign{{Kind: core.Beacon, At: e.Now()}} }
-	judge(t, "ask", set.Ask(t.Context(), alive, nil), core.ErrAlive)
+	judge(t, "ask", set.Ask(t.Context(), alive), core.ErrAlive)
 	last := set.Rehearse(t.Context(), fence.Rehearsing{At: time.Now().Unix(), Signs: alive})[0]
 	if !strings.Contains(last.Failed, "must not be believed") {
 		t.Errorf("%+v", last)
@@ -172,8 +172,8 @@ func TestALiarIsFoundByItsRehearsalAndByWhatIsHeardOfTheNode(t *testing.T) {
 	e.Rehearsal = func(string) core.Rehearsal { return last }
 	after := fence.Build(cfg, n2, e)
 	defer after.Close()
-	judge(t, "ask", after.Ask(t.Context(), silent, nil), core.ErrRehearsalFailed)
-	judge(t, "shoot", after.Shoot(t.Context(), silent, nil), core.ErrRehearsalFailed)
+	judge(t, "ask", after.Ask(t.Context(), silent), core.ErrRehearsalFailed)
+	judge(t, "shoot", after.Shoot(t.Context(), time.Hour, silent, nil), core.ErrRehearsalFailed)
 }
 
 func TestARehearsalBySwitchingMakesAnUnidentifiedBMCCount(t *testing.T) {
@@ -192,7 +192,7 @@ func TestARehearsalBySwitchingMakesAnUnidentifiedBMCCount(t *testing.T) {
 	e.Rehearsal = func(string) core.Rehearsal { return last }
 	after := fence.Build(cfg, n2, e)
 	defer after.Close()
-	got := after.Ask(t.Context(), silent, nil)
+	got := after.Ask(t.Context(), silent)
 	if got.Proof == nil || got.Proof.Grade != core.Unidentified {
 		t.Errorf("%+v", got)
 	}
@@ -209,7 +209,7 @@ func TestAllMethodsOfANodeRaceAndTheBlocklistIsReleased(t *testing.T) {
 	set := fence.Build(parse(t, text), node, env(c))
 	defer set.Close()
 	start := time.Now()
-	got := set.Shoot(t.Context(), silent, nil)
+	got := set.Shoot(t.Context(), time.Hour, silent, nil)
 	if got.Proof == nil || got.Proof.Method != "ceph: rbd" || !got.Proof.Covers(100) || len(got.Said) != 2 || time.Since(start) > 2*time.Second {
 		t.Errorf("%+v after %v", got, time.Since(start))
 	}
@@ -224,7 +224,7 @@ func TestAllMethodsOfANodeRaceAndTheBlocklistIsReleased(t *testing.T) {
 func TestAMethodThatCannotBeMadeSaysWhy(t *testing.T) {
 	set := fence.Build(parse(t, strings.Replace(ipmiSection("h", ""), "priv/fence/n2", "priv/gone", 1)), n2, env(nil))
 	defer set.Close()
-	judge(t, "ask", set.Ask(t.Context(), silent, nil), os.ErrNotExist)
+	judge(t, "ask", set.Ask(t.Context(), silent), os.ErrNotExist)
 	if r := set.Rehearse(t.Context(), fence.Rehearsing{At: 1, Signs: silent})[0]; r.Failed == "" {
 		t.Error("its rehearsal passed")
 	}

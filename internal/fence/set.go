@@ -83,9 +83,6 @@ var (
 	ErrTimeout = errors.New("it did not answer in time")
 )
 
-// Found is told each proof as it comes, complete or not, on the goroutine of the caller of the race. nil for nobody.
-type Found func(fence.Proof)
-
 // NewSet makes a set; now is the clock of the agent that asks. guests are the node's: without them only a proof about the
 // whole node is complete.
 func NewSet(node string, guests []model.VMID, now func() time.Duration, methods ...Method) *Set {
@@ -103,21 +100,25 @@ func (s *Set) Close() { s.wg.Wait() }
 
 // Ask asks every method at once whether the node is off or refused already. It harms nobody. It returns with the first
 // proof about all guests, or when all have answered or run out of time.
-func (s *Set) Ask(ctx context.Context, signs Signs, found Found) Outcome {
-	return s.race(ctx, signs, found, s.methods, func(ctx context.Context, e *entry) (fence.Evidence, error) {
+func (s *Set) Ask(ctx context.Context, signs Signs) Outcome {
+	return s.race(ctx, signs, s.methods, func(ctx context.Context, e *entry) (fence.Evidence, error) {
 		ctx, cancel := context.WithTimeoutCause(ctx, e.AskTimeout, ErrTimeout)
 		defer cancel()
 		return e.Fencer.Ask(ctx)
 	}, func(e *entry) time.Duration { return e.AskTimeout })
 }
 
-// Shoot fires the methods in their order and returns with the first proof about all guests. A method whose delay is not over when
-// the node is heard of again does not fire.
-func (s *Set) Shoot(ctx context.Context, signs Signs, found Found) Outcome {
-	begun := s.now()
+// Shoot fires the methods in their order and returns with the first proof about all guests. One does not fire if, when its delay is over, the
+// node was heard of since begun, or if still returns an error, which is asked right before the order; nil for nobody.
+func (s *Set) Shoot(ctx context.Context, begun time.Duration, signs Signs, still func(context.Context) error) Outcome {
 	fire := func(ctx context.Context, e *entry) (fence.Evidence, error) {
 		if err := pause(ctx, e.Delay); err != nil {
 			return fence.Evidence{}, err
+		}
+		if still != nil {
+			if err := still(ctx); err != nil {
+				return fence.Evidence{}, err
+			}
 		}
 		for _, sign := range signs() {
 			if sign.At >= begun {
@@ -128,10 +129,10 @@ func (s *Set) Shoot(ctx context.Context, signs Signs, found Found) Outcome {
 		defer cancel()
 		return e.Fencer.Shoot(ctx)
 	}
-	limit := func(e *entry) time.Duration { return e.Delay + e.Timeout }
+	limit := func(e *entry) time.Duration { return e.Delay + stillLimit + e.Timeout }
 	out := Outcome{Node: s.node}
 	for _, group := range s.orders() {
-		o := s.race(ctx, signs, found, group, fire, limit)
+		o := s.race(ctx, signs, group, fire, limit)
 		out.Said, out.Partial = append(out.Said, o.Said...), append(out.Partial, o.Partial...)
 		if out.Proof = o.Proof; out.Proof != nil || ctx.Err() != nil {
 			break
@@ -139,6 +140,9 @@ func (s *Set) Shoot(ctx context.Context, signs Signs, found Found) Outcome {
 	}
 	return out
 }
+
+// stillLimit is what Shoot's still may take beside a method's own time.
+const stillLimit = 2 * time.Second
 
 // orders groups the methods by their order, the lowest first.
 func (s *Set) orders() [][]*entry {
@@ -161,7 +165,7 @@ const grace = 250 * time.Millisecond
 type use func(context.Context, *entry) (fence.Evidence, error)
 
 // race runs what for each method at once. It never waits longer for one than its limit, whatever that one does.
-func (s *Set) race(ctx context.Context, signs Signs, found Found, methods []*entry, what use, limit func(*entry) time.Duration) Outcome {
+func (s *Set) race(ctx context.Context, signs Signs, methods []*entry, what use, limit func(*entry) time.Duration) Outcome {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(ErrBeaten)
 	out := Outcome{Node: s.node, Said: make([]Said, len(methods))}
@@ -176,7 +180,7 @@ func (s *Set) race(ctx context.Context, signs Signs, found Found, methods []*ent
 	}
 	late := time.NewTimer(longest + grace)
 	defer late.Stop()
-	why := s.collect(ctx, &out, results, late.C, found)
+	why := s.collect(ctx, &out, results, late.C)
 	for i := range out.Said {
 		if sd := &out.Said[i]; sd.Proof == nil && sd.Err == nil {
 			sd.fail(why)
@@ -193,7 +197,7 @@ type result struct {
 }
 
 // collect takes results until one is a complete proof or there are no more to come, and says why those that are missing are.
-func (s *Set) collect(ctx context.Context, out *Outcome, results <-chan result, late <-chan time.Time, found Found) error {
+func (s *Set) collect(ctx context.Context, out *Outcome, results <-chan result, late <-chan time.Time) error {
 	for range out.Said {
 		select {
 		case r := <-results:
@@ -201,9 +205,6 @@ func (s *Set) collect(ctx context.Context, out *Outcome, results <-chan result, 
 			p := r.said.Proof
 			if p == nil {
 				continue
-			}
-			if found != nil {
-				found(*p)
 			}
 			if s.complete(*p) {
 				out.Proof = p
