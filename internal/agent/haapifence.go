@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/api"
 	corefence "sauh.dev/sauh/internal/core/fence"
 	"sauh.dev/sauh/internal/core/model"
@@ -90,6 +91,16 @@ func (h *haAPI) usableMethod(s pveconf.Section) (pveconf.FenceMethod, error) {
 		return m, err
 	case m.Unsupported != "":
 		return m, model.Invalidf("type", "%s", m.Unsupported)
+	}
+	if m.Type == pveconf.FenceCeph {
+		storages, err := mirror.Decode(h.mirror.Snapshot(), storageCfgKey, pveconf.ParseStorages)
+		if err != nil {
+			return m, err
+		}
+		usable := usableRBD(storages.Value)
+		if !slices.ContainsFunc(m.Storages, func(s string) bool { return slices.Contains(usable, s) }) {
+			return m, model.Invalidf("storages", "%s", fence.NoRBD(m.Storages))
+		}
 	}
 	for _, n := range m.Nodes {
 		if _, err := h.roster.node(n); err != nil {

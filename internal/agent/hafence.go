@@ -115,8 +115,9 @@ func (f *fencing) set(snap mirror.Snapshot, key setKey) *fence.Set {
 	cfg, rev := methodsFor(snap, key.node)
 	rehearsals, tried := rehearsalsOf(snap, key.node)
 	node, _ := mirror.Get[model.Node](snap, model.NodePrefix+key.node)
-	guests := guestsToFence(snap, key.node)
-	from := fmt.Sprint(rev, tried, node.Revision, guests, secretsOf(snap))
+	storages, _ := mirror.Decode(snap, storageCfgKey, pveconf.ParseStorages) // one that cannot be read has none, and nobody is covered
+	guests := guestsToFence(snap, key.node, storages.Value)
+	from := fmt.Sprint(rev, tried, node.Revision, storages.Revision, guests, secretsOf(snap))
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	old, ok := f.sets[key]
@@ -131,6 +132,7 @@ func (f *fencing) set(snap mirror.Snapshot, key setKey) *fence.Set {
 	}
 	s := fence.Build(cfg, fence.Node{
 		Name: key.node, UUID: node.Value.UUID, Addresses: []string{node.Value.Cluster, node.Value.Mgmt}, Guests: guests,
+		RBD: usableRBD(storages.Value),
 	}, fence.Env{
 		Secret: func(path string) (string, error) {
 			kv, ok := snap.Get(model.ConfigPrefix + path)
@@ -155,21 +157,20 @@ func secretsOf(s mirror.Snapshot) (newest int64) {
 }
 
 // guestsToFence are the guests under a node's path with their disks.
-func guestsToFence(s mirror.Snapshot, node string) []corefence.Guest {
+func guestsToFence(s mirror.Snapshot, node string, storages []pveconf.Storage) []corefence.Guest {
 	var out []corefence.Guest
 	for kv := range s.All(model.ConfigPrefix + "nodes/" + node + "/") {
-		_, id, ok := model.ParseGuestConfigKey(kv.Key)
-		if !ok {
-			continue
+		if _, id, ok := model.ParseGuestConfigKey(kv.Key); ok {
+			out = append(out, corefence.Guest{VMID: id, Disks: disksToFence(guestFileOf(s, kv.Key, kv.Value, node, id).conf, storages)})
 		}
-		g := corefence.Guest{VMID: id}
-		for _, d := range guestFileOf(s, kv.Key, kv.Value, node, id).conf.Disks() {
-			storage, image, _ := strings.Cut(d.Volume, ":")
-			g.Disks = append(g.Disks, corefence.Disk{Storage: storage, Writable: !d.ReadOnly && !d.CDROM, Image: image})
-		}
-		out = append(out, g)
 	}
 	return out
+}
+
+// usableRBD names the RBD storages that guests can use.
+func usableRBD(storages []pveconf.Storage) []string {
+	usable := slices.DeleteFunc(slices.Clone(storages), func(s pveconf.Storage) bool { return s.Unsupported != "" || s.Disable })
+	return storagesOnRBD(usable)
 }
 
 // signs are the last times that a node was heard of.

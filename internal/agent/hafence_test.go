@@ -12,9 +12,13 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	corefence "sauh.dev/sauh/internal/core/fence"
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/fence"
+	"sauh.dev/sauh/internal/fence/fencetest"
 	"sauh.dev/sauh/internal/fence/fencetest/bmc"
 	"sauh.dev/sauh/internal/store"
 	"sauh.dev/sauh/internal/sys"
@@ -350,5 +354,38 @@ func TestAStorageIsNotToldToRefuseANodeAndToServeItAtTheSameTime(t *testing.T) {
 	}
 	if _, err := f.shoot(t.Context(), shoot); !errors.Is(err, model.ErrNotFound) {
 		t.Error(err)
+	}
+}
+
+func TestImagesAreNamedWithTheirPoolAndTheFakeClusterKnowsThem(t *testing.T) {
+	n := haNode(t)
+	n.put(storageCfgKey, n.get(storageCfgKey)+"\nrbd: fast\n\tpool tank\n\tcontent images\n\nrbd: slow\n\tnamespace a\n\tcontent images\n")
+	n.put(model.GuestConfigKey("n2", 200), "scsi0: fast:vm-200-disk-0\nscsi1: slow:vm-200-disk-1\nide2: nas:iso/a.iso,media=cdrom\n")
+	n.put(model.GuestConfigKey("n2", 201), "scsi0: fast:vm-201-disk-0\nscsi1: nas:201/a.raw\n")
+	snap := n.m.mirror.Snapshot()
+	storages, err := mirror.Decode(snap, storageCfgKey, pveconf.ParseStorages)
+	must(t, err)
+	guests := guestsToFence(snap, "n2", storages.Value)
+	c := fencetest.NewCeph(t)
+	c.Image("tank/vm-200-disk-0", "10.0.1.2:0/1")
+	c.Image("rbd/a/vm-200-disk-1", "10.0.1.2:0/2")
+	cfg, err := pveconf.ParseFence([]byte("ceph: blocklist\n\tstorages fast,slow\n"))
+	must(t, err)
+	set := fence.Build(cfg, fence.Node{Name: "n2", Addresses: []string{"10.0.1.2"}, Guests: guests, RBD: []string{"fast", "slow"}}, fence.Env{
+		Run: c.Run, Now: sys.BootTime, Wall: time.Now,
+	})
+	defer set.Close()
+	got := set.Shoot(t.Context(), sys.BootTime(), func() []corefence.Sign { return nil }, nil)
+	if len(got.Partial) != 1 || !cmp.Equal(got.Partial[0].Guests, []model.VMID{200}) {
+		t.Errorf("%+v", got)
+	}
+	if usable := usableRBD(storages.Value); len(usable) != 0 {
+		t.Errorf("%v can be used by guests: then docs/fencing.md must not say that the method has no effect", usable)
+	}
+	n.put(fenceCfgKey, "ceph: blocklist\n\tstorages fast,slow\n")
+	said, err := n.m.fencing.methods("n2")
+	must(t, err)
+	if len(said) != 1 || said[0].Grade != corefence.Worthless || !errors.Is(said[0].Err, corefence.ErrNotCovered) {
+		t.Errorf("%+v", said)
 	}
 }

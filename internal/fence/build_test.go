@@ -205,6 +205,7 @@ func TestAllMethodsOfANodeRaceAndTheBlocklistIsReleased(t *testing.T) {
 	text := ipmiSection(hole.Address, "") + "\nceph: rbd\n\tstorages fast\n\nipmi: n3\n\tnode n3\n\taddress h\n\tuser u\n\tpassword-file priv/x\n"
 	node := n2
 	node.Addresses = []string{"10.77.0.12"}
+	node.RBD = []string{"fast"}
 	node.Guests = []core.Guest{{VMID: 100, Disks: []core.Disk{{Storage: "fast", Writable: true, Image: "rbd/vm-100"}}}}
 	set := fence.Build(parse(t, text), node, env(c))
 	defer set.Close()
@@ -218,6 +219,26 @@ func TestAllMethodsOfANodeRaceAndTheBlocklistIsReleased(t *testing.T) {
 	}
 	if err := set.Release(t.Context(), core.Dead{Node: "n2", Epoch: 4}); err != nil || len(c.Blocked()) != 0 {
 		t.Errorf("%v, %v", err, c.Blocked())
+	}
+}
+
+func TestABlocklistWithoutAnRBDStorageIsWorthlessHoweverItsRehearsalWent(t *testing.T) {
+	c := fencetest.NewCeph(t)
+	node := n2
+	node.Addresses, node.RBD = []string{"10.77.0.12"}, []string{"another"}
+	text, e := "ceph: rbd\n\tstorages fast\n", env(c)
+	set := fence.Build(parse(t, text), node, e)
+	defer set.Close()
+	last := set.Rehearse(t.Context(), fence.Rehearsing{At: 1, Signs: silent})[0]
+	e.Rehearsal = func(string) core.Rehearsal { return last }
+	after := fence.Build(parse(t, text), node, e)
+	defer after.Close()
+	if got := after.Methods()[0]; got.Grade != core.Worthless || !strings.Contains(got.Reason, "it has no effect") {
+		t.Errorf("%+v", got)
+	}
+	judge(t, "shoot", after.Shoot(t.Context(), time.Hour, silent, nil), core.ErrNotCovered)
+	if blocked := c.Blocked(); len(blocked) != 0 {
+		t.Errorf("blocked %v", blocked)
 	}
 }
 

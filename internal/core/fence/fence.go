@@ -82,6 +82,8 @@ type Method struct {
 	Digest string `json:"digest"`
 	// Rehearsal is the last one; the zero value for none.
 	Rehearsal Rehearsal `json:"rehearsal"`
+	// Useless says why the method can prove nothing in this cluster, "" if it can.
+	Useless string `json:"useless,omitempty"`
 }
 
 // Rehearsal is how a method was tried. It is kept as JSON.
@@ -120,6 +122,8 @@ func (m Method) counts() bool { return m.Rehearsal.At != 0 && m.Rehearsal.Digest
 func (m Method) Grade() (Grade, error) {
 	known := m.Kind == Storage || ValidUUID(m.UUID)
 	switch {
+	case m.Useless != "":
+		return Worthless, fmt.Errorf("%w: %s", ErrNotCovered, m.Useless)
 	case m.counts() && m.Rehearsal.Failed != "":
 		return Worthless, fmt.Errorf("%w: the last rehearsal failed: %s: %s", ErrRehearsalFailed, m.Rehearsal.Failed, m.remedy())
 	case known && m.counts():
