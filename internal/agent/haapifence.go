@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -112,14 +113,27 @@ func (h *haAPI) usableMethod(s pveconf.Section) (pveconf.FenceMethod, error) {
 
 // RemoveFenceMethod implements api.HAFencing.
 func (h *haAPI) RemoveFenceMethod(ctx context.Context, id string) error {
-	return h.editFence(ctx, "remove fencing method "+id, "", func(f *pveconf.SectionFile) error {
+	password := ""
+	err := h.editFence(ctx, "remove fencing method "+id, "", func(f *pveconf.SectionFile) error {
 		i := findSection(*f, "", id)
 		if i < 0 {
 			return noMethod(id)
 		}
+		password, _ = f.Sections[i].Get("password-file")
 		f.Sections = slices.Delete(f.Sections, i, i+1)
+		if slices.ContainsFunc(f.Sections, func(s pveconf.Section) bool { p, _ := s.Get("password-file"); return p == password }) {
+			password = "" // another one's too
+		}
 		return nil
 	})
+	name, ours := strings.CutPrefix(model.ConfigPrefix+password, fenceSecretKey)
+	if err != nil || !ours || name == "" {
+		return err // a file elsewhere was not put there for this alone
+	}
+	if err := h.SetFenceSecret(ctx, name, ""); err != nil {
+		return fmt.Errorf("%s is removed, and its password is still in %s: %w", id, password, err)
+	}
+	return nil
 }
 
 // maxSecret is more than any BMC's password.

@@ -85,8 +85,10 @@ func (m *Main) fenceSet() *cobra.Command {
 			}
 			e.Set[key] = value
 		}
+		secret := ""
 		if stdin {
-			if err := m.fencePassword(ctx, c, args[1]); err != nil {
+			var err error
+			if secret, err = m.fencePassword(); err != nil {
 				return err
 			}
 			e.Set["password-file"] = "priv/fence/" + args[1]
@@ -95,7 +97,12 @@ func (m *Main) fenceSet() *cobra.Command {
 			return usageError(cmd, "nothing to change: give KEY=VALUE, --delete or --password-stdin")
 		}
 		if err := c.SetFenceMethod(ctx, args[0], args[1], e); err != nil {
-			return err
+			return err // the password is as it was
+		}
+		if stdin {
+			if err := c.SetFenceSecret(ctx, args[1], secret); err != nil {
+				return fmt.Errorf("%s is configured, and its password is not changed: %w", args[1], err)
+			}
 		}
 		m.say("%s: %s is configured; try it with 'sauh ha fence test NODE'", args[0], args[1])
 		return nil
@@ -106,27 +113,25 @@ func (m *Main) fenceSet() *cobra.Command {
 // maxPassword is more than any BMC takes.
 const maxPassword = 1024
 
-func (m *Main) fencePassword(ctx context.Context, c *client.Client, name string) error {
+// fencePassword reads a password from standard input.
+func (m *Main) fencePassword() (string, error) {
 	b, err := io.ReadAll(io.LimitReader(m.Stdin, maxPassword))
 	if err != nil {
-		return fmt.Errorf("read the password from standard input: %w", err)
+		return "", fmt.Errorf("read the password from standard input: %w", err)
 	}
 	secret := strings.TrimRight(string(b), "\r\n")
 	if secret == "" {
-		return fmt.Errorf("no password came on standard input: write sauh ha fence set … --password-stdin <FILE")
+		return "", fmt.Errorf("no password came on standard input: write sauh ha fence set … --password-stdin <FILE")
 	}
-	return c.SetFenceSecret(ctx, name, secret)
+	return secret, nil
 }
 
 func (m *Main) fenceRemove() *cobra.Command {
 	return &cobra.Command{
-		Use: "remove METHOD", Short: "Delete a method and its password", Example: "  sauh ha fence remove n2-bmc", Args: takes("METHOD"),
+		Use: "remove METHOD", Short: "Delete a method, and its password unless another method uses it", Example: "  sauh ha fence remove n2-bmc", Args: takes("METHOD"),
 		RunE: m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 			if err := c.RemoveFenceMethod(ctx, args[0]); err != nil {
 				return err
-			}
-			if err := c.SetFenceSecret(ctx, args[0], ""); err != nil {
-				return fmt.Errorf("%s is removed, and its password is still in priv/fence/%s: %w", args[0], args[0], err)
 			}
 			m.say("%s removed", args[0])
 			return nil
