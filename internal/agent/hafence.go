@@ -578,6 +578,23 @@ func (f *fencing) release(ctx context.Context) {
 	}
 }
 
+// serveLimit bounds one release: monitors that do not answer must not keep the rehearsals waiting. It is shorter than a node must be silent before
+// anybody shoots it, so what was decided while the node was there ends before an entry of a newer shot can stand.
+const serveLimit = 2 * time.Second
+
+// isBack says why the storage must not serve a node again now: it was fenced or shut out anew, or this node is not the manager any more.
+func (f *fencing) isBack(ctx context.Context, node string, epoch uint64) error {
+	var live model.Live
+	revision, err := readNow(ctx, f.st, model.LivePrefix+node, &live)
+	switch {
+	case err != nil:
+		return err
+	case revision == 0 || live.Fenced || live.Left || live.Epoch != epoch || node != f.node && !f.live.Online(node):
+		return model.Errorf(model.ErrBusy, "%s is not there with epoch %d any more", node, epoch)
+	}
+	return f.manages(ctx)
+}
+
 // serve has the storage serve a node of this epoch again, if nobody is shooting it.
 func (f *fencing) serve(ctx context.Context, snap mirror.Snapshot, node string, epoch uint64) {
 	done, ok := f.occupy(node)
@@ -585,7 +602,10 @@ func (f *fencing) serve(ctx context.Context, snap mirror.Snapshot, node string, 
 		return
 	}
 	defer done()
-	err := f.set(snap, setKey{node: node, purpose: "release"}).Release(ctx, corefence.Dead{Node: node, Epoch: epoch})
+	ctx, cancel := context.WithTimeout(ctx, serveLimit)
+	defer cancel()
+	alive := func(ctx context.Context) error { return f.isBack(ctx, node, epoch) }
+	err := f.set(snap, setKey{node: node, purpose: "release"}).Release(ctx, corefence.Dead{Node: node, Epoch: epoch}, alive)
 	if err != nil {
 		f.log.Warn("the storage does not serve a node yet that is back", "node", node, "err", err)
 		return

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"sauh.dev/sauh/internal/agent/mirror"
+	"sauh.dev/sauh/internal/beacon"
 	corefence "sauh.dev/sauh/internal/core/fence"
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
@@ -387,5 +388,50 @@ func TestImagesAreNamedWithTheirPoolAndTheFakeClusterKnowsThem(t *testing.T) {
 	must(t, err)
 	if len(said) != 1 || said[0].Grade != corefence.Worthless || !errors.Is(said[0].Err, corefence.ErrNotCovered) {
 		t.Errorf("%+v", said)
+	}
+}
+
+func TestTheStorageServesANodeAgainOnlyWhileTheNodeIsThereAndThisOneManages(t *testing.T) {
+	n, _, _ := armedNode(t)
+	n.shot(n2BMC) // n1 manages
+	f := n.m.fencing
+	must(t, f.isBack(t.Context(), "n2", 3))
+	if err := f.isBack(t.Context(), "n2", 2); failKind(err) != ha.FailConflict {
+		t.Errorf("of an earlier life: %v", err)
+	}
+	n.put(model.ManagerKey, `{"node":"n3","term":2}`)
+	if err := f.isBack(t.Context(), "n2", 3); failKind(err) != ha.FailConflict {
+		t.Errorf("deposed: %v", err)
+	}
+	n.shot(n2BMC)
+	n.put(model.LivePrefix+"n2", `{"boot_id":"b","epoch":3,"seq":1,"fenced":true}`)
+	if err := f.isBack(t.Context(), "n2", 3); failKind(err) != ha.FailConflict {
+		t.Errorf("fenced again: %v", err)
+	}
+}
+
+func TestANodeOfWhichNoBeaconsAreHeardIsAmongTheProblems(t *testing.T) {
+	n, _, _ := fencedNode(t)
+	online := func(string) bool { return true }
+	if got := n.m.beacons.problems(online); len(got) != 1 || !strings.Contains(got[0], "n1 hears no beacons of n2") {
+		t.Errorf("%q", got)
+	}
+	if got := n.m.beacons.problems(func(string) bool { return false }); len(got) != 0 {
+		t.Errorf("of nodes that are not there: %q", got)
+	}
+	if n.m.beacons.begin(t.Context(), beacon.Config{}) {
+		t.Fatal("it runs without an address")
+	}
+	if got := n.m.beacons.problems(online); len(got) != 1 || !strings.HasPrefix(got[0], "beacons do not run on n1: start beacons: ") {
+		t.Errorf("%q", got)
+	}
+	if n.member("n2").Beacons {
+		t.Error("it may be shot")
+	}
+	n.m.fencing.beacon = func(string) (corefence.Sign, bool) {
+		return corefence.Sign{Kind: corefence.Beacon, At: sys.BootTime()}, true
+	}
+	if !n.member("n2").Beacons {
+		t.Error("it may not be shot though it is heard")
 	}
 }

@@ -198,6 +198,8 @@ func TestARehearsalBySwitchingMakesAnUnidentifiedBMCCount(t *testing.T) {
 	}
 }
 
+func agreed(context.Context) error { return nil }
+
 func TestAllMethodsOfANodeRaceAndTheBlocklistIsReleased(t *testing.T) {
 	c := fencetest.NewCeph(t)
 	c.Image("rbd/vm-100", "10.77.0.12:0/1000")
@@ -214,10 +216,10 @@ func TestAllMethodsOfANodeRaceAndTheBlocklistIsReleased(t *testing.T) {
 	if got.Proof == nil || got.Proof.Method != "ceph: rbd" || !got.Proof.Covers(100) || len(got.Said) != 2 || time.Since(start) > 2*time.Second {
 		t.Errorf("%+v after %v", got, time.Since(start))
 	}
-	if err := set.Release(t.Context(), core.Dead{Node: "n2"}); err == nil || len(c.Blocked()) != 1 {
+	if err := set.Release(t.Context(), core.Dead{Node: "n2"}, agreed); err == nil || len(c.Blocked()) != 1 {
 		t.Errorf("released without a word: %v", err)
 	}
-	if err := set.Release(t.Context(), core.Dead{Node: "n2", Epoch: 4}); err != nil || len(c.Blocked()) != 0 {
+	if err := set.Release(t.Context(), core.Dead{Node: "n2", Epoch: 4}, agreed); err != nil || len(c.Blocked()) != 0 {
 		t.Errorf("%v, %v", err, c.Blocked())
 	}
 }

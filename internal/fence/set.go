@@ -23,7 +23,7 @@ type Method struct {
 	// AskTimeout and Timeout bound asking, and shooting without the delay.
 	AskTimeout, Timeout time.Duration
 	// Release takes back what Shoot left behind; nil if that is nothing.
-	Release func(context.Context, fence.Dead) error
+	Release func(ctx context.Context, dead fence.Dead, still func(context.Context) error) error
 }
 
 // Set is all methods of one node. It is safe for concurrent use. Close it.
@@ -258,12 +258,12 @@ func (s *Set) try(ctx context.Context, e *entry, signs Signs, what use) (said Sa
 	return said
 }
 
-// Release takes back what the methods left behind, once the node's guests are dead.
-func (s *Set) Release(ctx context.Context, dead fence.Dead) error {
+// Release takes back what the methods left behind, once the node's guests are dead, and as long as still, asked right before each step, returns nil.
+func (s *Set) Release(ctx context.Context, dead fence.Dead, still func(context.Context) error) error {
 	var errs []error
 	for _, e := range s.methods {
 		if e.Release != nil {
-			errs = append(errs, e.Release(ctx, dead))
+			errs = append(errs, e.Release(ctx, dead, still))
 		}
 	}
 	return errors.Join(errs...)
