@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -28,6 +29,8 @@ type beacons struct {
 	procs  *procs
 	lease  leaseholder
 	sender atomic.Pointer[beacon.Beacon] // nil until it runs
+	why    atomic.Pointer[string]        // why it does not run, nil if it does
+	wg     sync.WaitGroup
 
 	mu   sync.Mutex
 	mute map[model.VMID]time.Time // those whose QEMU did not answer in time are not asked before; guarded by mu
@@ -38,9 +41,12 @@ const (
 	lookLimit = 100 * time.Millisecond
 	// lookRest is how long a QEMU that did not answer is left in peace.
 	lookRest = 5 * time.Second
+	// startAgain is how often it is tried to begin where that failed: a port that is in use or a file that cannot be read.
+	startAgain = 5 * time.Second
 )
 
-// start begins to send and to listen until ctx is done. Without beacons the node does everything else, so why it cannot is only logged.
+// start begins to send and to listen until ctx is done. Without beacons the node does everything else, so it goes on trying where it cannot, and
+// says so among the problems.
 func (b *beacons) start(ctx context.Context, boot, dir string, addresses []netip.Addr) {
 	cfg := beacon.Config{Node: b.node, Boot: boot, StateDir: dir, Source: b, Log: b.log.With("part", "beacon"), OnAlarm: func(a beacon.Alarm) {
 		b.log.Error("A GUEST RUNS TWICE", "vmid", a.VMID, "alarm", a.String())
@@ -48,16 +54,51 @@ func (b *beacons) start(ctx context.Context, boot, dir string, addresses []netip
 	if len(addresses) > 0 {
 		cfg.Addrs = [2]netip.Addr{addresses[len(addresses)-1], addresses[0]} // management first
 	}
-	s, err := beacon.Start(ctx, cfg)
-	if err != nil {
-		b.log.Error("no beacons: nobody would see a guest run twice here, and this node is heard of by its renewals alone", "err", err)
+	if b.begin(ctx, cfg) {
 		return
 	}
+	b.wg.Go(func() {
+		for ctx.Err() == nil {
+			sleep(ctx, startAgain)
+			if ctx.Err() == nil && b.begin(ctx, cfg) {
+				return
+			}
+		}
+	})
+}
+
+// begin reports whether the beacons run now; why not is logged once.
+func (b *beacons) begin(ctx context.Context, cfg beacon.Config) bool {
+	s, err := beacon.Start(ctx, cfg)
+	if err != nil {
+		why := err.Error()
+		if old := b.why.Swap(&why); old == nil || *old != why {
+			b.log.Error("no beacons: nobody would see a guest run twice here, and no node is shot by this one", "err", err)
+		}
+		return false
+	}
 	b.sender.Store(s)
+	b.why.Store(nil)
+	return true
+}
+
+// problems say of whom this node hears no beacons: of those the silence is not certain, so this node does not shoot them.
+func (b *beacons) problems(online func(node string) bool) []string {
+	if why := b.why.Load(); why != nil {
+		return []string{"beacons do not run on " + b.node + ": " + *why + ": it would not see a guest run twice, and shoots no node"}
+	}
+	var out []string
+	for _, n := range b.roster.nodes() {
+		if _, ok := b.heard(n.Name); n.Name != b.node && !ok && online(n.Name) {
+			out = append(out, fmt.Sprintf("%s hears no beacons of %s, so it would not shoot it: let UDP port %d through between the nodes", b.node, n.Name, beacon.DefaultPort))
+		}
+	}
+	return out
 }
 
 // wait returns when nothing of it runs any more, which takes start's context to be done.
 func (b *beacons) wait() {
+	b.wg.Wait()
 	if s := b.sender.Load(); s != nil {
 		s.Wait()
 	}

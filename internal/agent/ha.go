@@ -28,9 +28,9 @@ type machine struct {
 	view func() ha.Event
 	// do carries one action out; it returns the transaction's revision, if it was one.
 	do func(context.Context, ha.Action) (int64, error)
-	// ask answers AskFence.
-	ask func(context.Context, ha.AskFence) (ha.FenceResult, error)
-	log func(ha.Action, error)
+	// fence answers AskFence and Shoot; nil where there are none.
+	fence func(context.Context, ha.Action) (ha.Event, error)
+	log   func(ha.Action, error)
 }
 
 // run feeds the machine until ctx is done, and waits for what it has begun.
@@ -84,9 +84,10 @@ func forward(ctx context.Context, from <-chan struct{}, to chan<- struct{}) {
 func (mc machine) carryOut(ctx context.Context, a ha.Action, results chan<- ha.Event) {
 	var ev ha.Event
 	var err error
-	if question, ok := a.(ha.AskFence); ok {
-		ev, err = mc.ask(ctx, question)
-	} else {
+	switch a.(type) {
+	case ha.AskFence, ha.Shoot:
+		ev, err = mc.fence(ctx, a)
+	default:
 		var rev int64
 		rev, err = mc.do(ctx, a)
 		ev = ha.ActionDone{Action: a, Revision: rev}

@@ -25,6 +25,7 @@ type haAPI struct {
 	view func() ha.View
 	// fencing are the drivers behind ha/fence.cfg.
 	fencing fenceDrivers
+	beacons *beacons
 	// end begins the orderly end of this node.
 	end func(ctx context.Context, reboot bool) error
 	// drain is the same without the machine's own end; it returns when that may come.

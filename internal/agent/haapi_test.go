@@ -350,6 +350,8 @@ func TestFencingMethodsAreCheckedBeforeTheyAreInForce(t *testing.T) {
 	if n.get("config/priv/fence/bmc") != "" {
 		t.Error("the password is still there")
 	}
+	refused := f.SetFenceMethod(t.Context(), api.Section{Type: "ceph", ID: "blocklist"}, api.Edit{Set: map[string]string{"storages": "fast"}})
+	invalid(t, refused, "storages", 0, "it has no effect")
 	n.follow()
 	all, err := f.FenceMethods(t.Context())
 	must(t, err)
@@ -431,5 +433,21 @@ func TestWithoutAQuorumNothingIsChangedAndTheStatusIsShown(t *testing.T) {
 	}
 	if st, err := b.HA.HAStatus(t.Context()); err != nil || st.Quorate || len(st.Services) != 1 {
 		t.Errorf("%+v, %v", st, err)
+	}
+}
+
+func TestRemovingAMethodDeletesItsPasswordUnlessAnotherOneUsesIt(t *testing.T) {
+	n, _, _ := fencedNode(t)
+	_, shared := n.startBMC("n2-bmc", &machine2{uuid: n2UUID}, "")
+	n.put(fenceCfgKey, n.get(fenceCfgKey)+"\n"+strings.Replace(shared, "redfish: n2-bmc", "redfish: n2-pdu", 1))
+	f := n.m.roles.Fencing
+	must(t, f.RemoveFenceMethod(t.Context(), "n2-pdu"))
+	if n.get("config/priv/fence/n2-bmc") == "" {
+		t.Error("the password of the other method is gone")
+	}
+	n.follow()
+	must(t, f.RemoveFenceMethod(t.Context(), "n2-bmc"))
+	if n.get("config/priv/fence/n2-bmc") != "" {
+		t.Error("the password is still there")
 	}
 }

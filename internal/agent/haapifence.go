@@ -2,10 +2,12 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/api"
 	corefence "sauh.dev/sauh/internal/core/fence"
 	"sauh.dev/sauh/internal/core/model"
@@ -91,6 +93,16 @@ func (h *haAPI) usableMethod(s pveconf.Section) (pveconf.FenceMethod, error) {
 	case m.Unsupported != "":
 		return m, model.Invalidf("type", "%s", m.Unsupported)
 	}
+	if m.Type == pveconf.FenceCeph {
+		storages, err := mirror.Decode(h.mirror.Snapshot(), storageCfgKey, pveconf.ParseStorages)
+		if err != nil {
+			return m, err
+		}
+		usable := usableRBD(storages.Value)
+		if !slices.ContainsFunc(m.Storages, func(s string) bool { return slices.Contains(usable, s) }) {
+			return m, model.Invalidf("storages", "%s", fence.NoRBD(m.Storages))
+		}
+	}
 	for _, n := range m.Nodes {
 		if _, err := h.roster.node(n); err != nil {
 			return m, model.Invalidf("node", "%s", err)
@@ -101,14 +113,27 @@ func (h *haAPI) usableMethod(s pveconf.Section) (pveconf.FenceMethod, error) {
 
 // RemoveFenceMethod implements api.HAFencing.
 func (h *haAPI) RemoveFenceMethod(ctx context.Context, id string) error {
-	return h.editFence(ctx, "remove fencing method "+id, "", func(f *pveconf.SectionFile) error {
+	password := ""
+	err := h.editFence(ctx, "remove fencing method "+id, "", func(f *pveconf.SectionFile) error {
 		i := findSection(*f, "", id)
 		if i < 0 {
 			return noMethod(id)
 		}
+		password, _ = f.Sections[i].Get("password-file")
 		f.Sections = slices.Delete(f.Sections, i, i+1)
+		if slices.ContainsFunc(f.Sections, func(s pveconf.Section) bool { p, _ := s.Get("password-file"); return p == password }) {
+			password = "" // another one's too
+		}
 		return nil
 	})
+	name, ours := strings.CutPrefix(model.ConfigPrefix+password, fenceSecretKey)
+	if err != nil || !ours || name == "" {
+		return err // a file elsewhere was not put there for this alone
+	}
+	if err := h.SetFenceSecret(ctx, name, ""); err != nil {
+		return fmt.Errorf("%s is removed, and its password is still in %s: %w", id, password, err)
+	}
+	return nil
 }
 
 // maxSecret is more than any BMC's password.
@@ -175,19 +200,7 @@ func (h *haAPI) FenceTest(ctx context.Context, node string, switching bool) ([]a
 		return nil, err
 	}
 	h.awaitRehearsals(ctx, node, results)
-	said, err := h.fencing.methods(node)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]api.HAFenceMethod, 0, len(results))
-	for _, r := range results {
-		m := fenceMethod(node, r.Method, "", "", r)
-		if i := slices.IndexFunc(said, func(sd fence.Said) bool { return sd.Method == r.Method }); i >= 0 {
-			m.Grade, m.Reason = string(said[i].Grade), said[i].Reason
-		}
-		out = append(out, m)
-	}
-	return out, nil
+	return h.methodsOf(node)
 }
 
 // awaitRehearsals returns when the mirror shows the results, or does not for a second: the grades are made of them.

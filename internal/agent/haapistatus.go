@@ -25,6 +25,7 @@ func (h *haAPI) HAStatus(ctx context.Context) (api.HAStatus, error) {
 	for _, d := range view.Rules.Dropped() {
 		out.Problems = append(out.Problems, fmt.Sprintf("rule %s has no effect: %s", d.Rule, d.Reason))
 	}
+	out.Problems = append(out.Problems, h.beacons.problems(h.live.Online)...)
 	p := ha.Look(h.node, h.params, view)
 	for _, n := range h.roster.nodes() {
 		out.Nodes = append(out.Nodes, h.nodeStatus(p, view, n))

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,14 +25,14 @@ import (
 
 const fenceCfgKey = model.ConfigPrefix + "ha/fence.cfg"
 
-// fencing has the methods of ha/fence.cfg asked and fired when the manager says so, keeps the proofs that they bring until a sign of
-// life voids them, and rehearses them while nothing is wrong.
+// fencing has the methods of ha/fence.cfg asked and fired when the manager says so, and rehearses them while nothing is wrong. What an answer proves,
+// and for how long, is the manager's to say.
 type fencing struct {
 	node   string
 	log    *slog.Logger
 	st     store.Store
 	mirror *mirror.Mirror
-	live   hearing
+	live   entitled
 	// beacon is when the last one of a node arrived.
 	beacon  func(node string) (corefence.Sign, bool)
 	quorate func() bool
@@ -40,18 +41,22 @@ type fencing struct {
 	wg sync.WaitGroup
 	mu sync.Mutex
 	// sets are the methods, each alone and once a purpose: a BMC that hangs while it is asked keeps nobody from shooting.
-	sets   map[setKey]builtSet                   // guarded by mu, as all below
-	proofs map[string]map[string]corefence.Proof // by node, by method
-	missed map[string]uint64                     // by node and method: the epoch in which its shot failed
-	said   map[string]string                     // by node and method: what it said last
-	freed  map[string]uint64                     // by node: the epoch up to which the storage serves it again
-	busy   map[string]bool                       // nodes that are being shot, or served again: never both at once
+	sets  map[setKey]builtSet // guarded by mu, as all below
+	said  map[string]string   // by node and method: what it said last
+	freed map[string]uint64   // by node: the epoch up to which the storage serves it again
+	busy  map[string]bool     // nodes that are being shot, or served again: never both at once
 }
 
 // hearing knows when other nodes were last heard of.
 type hearing interface {
 	Online(node string) bool
 	Renewed(node string) (at time.Duration, ok bool)
+}
+
+// entitled knows beside that whether this node has a lease.
+type entitled interface {
+	hearing
+	Valid() (epoch uint64, ok bool)
 }
 
 // setKey names a set; method "" is all of the node's.
@@ -64,8 +69,7 @@ type builtSet struct {
 }
 
 func newFencing(f *fencing) *fencing {
-	f.sets, f.proofs = map[setKey]builtSet{}, map[string]map[string]corefence.Proof{}
-	f.missed, f.said, f.freed, f.busy = map[string]uint64{}, map[string]string{}, map[string]uint64{}, map[string]bool{}
+	f.sets, f.said, f.freed, f.busy = map[setKey]builtSet{}, map[string]string{}, map[string]uint64{}, map[string]bool{}
 	return f
 }
 
@@ -111,8 +115,9 @@ func (f *fencing) set(snap mirror.Snapshot, key setKey) *fence.Set {
 	cfg, rev := methodsFor(snap, key.node)
 	rehearsals, tried := rehearsalsOf(snap, key.node)
 	node, _ := mirror.Get[model.Node](snap, model.NodePrefix+key.node)
-	guests := guestsToFence(snap, key.node)
-	from := fmt.Sprint(rev, tried, node.Revision, guests, secretsOf(snap))
+	storages, _ := mirror.Decode(snap, storageCfgKey, pveconf.ParseStorages) // one that cannot be read has none, and nobody is covered
+	guests := guestsToFence(snap, key.node, storages.Value)
+	from := fmt.Sprint(rev, tried, node.Revision, storages.Revision, guests, secretsOf(snap))
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	old, ok := f.sets[key]
@@ -127,6 +132,7 @@ func (f *fencing) set(snap mirror.Snapshot, key setKey) *fence.Set {
 	}
 	s := fence.Build(cfg, fence.Node{
 		Name: key.node, UUID: node.Value.UUID, Addresses: []string{node.Value.Cluster, node.Value.Mgmt}, Guests: guests,
+		RBD: usableRBD(storages.Value),
 	}, fence.Env{
 		Secret: func(path string) (string, error) {
 			kv, ok := snap.Get(model.ConfigPrefix + path)
@@ -151,21 +157,20 @@ func secretsOf(s mirror.Snapshot) (newest int64) {
 }
 
 // guestsToFence are the guests under a node's path with their disks.
-func guestsToFence(s mirror.Snapshot, node string) []corefence.Guest {
+func guestsToFence(s mirror.Snapshot, node string, storages []pveconf.Storage) []corefence.Guest {
 	var out []corefence.Guest
 	for kv := range s.All(model.ConfigPrefix + "nodes/" + node + "/") {
-		_, id, ok := model.ParseGuestConfigKey(kv.Key)
-		if !ok {
-			continue
+		if _, id, ok := model.ParseGuestConfigKey(kv.Key); ok {
+			out = append(out, corefence.Guest{VMID: id, Disks: disksToFence(guestFileOf(s, kv.Key, kv.Value, node, id).conf, storages)})
 		}
-		g := corefence.Guest{VMID: id}
-		for _, d := range guestFileOf(s, kv.Key, kv.Value, node, id).conf.Disks() {
-			storage, image, _ := strings.Cut(d.Volume, ":")
-			g.Disks = append(g.Disks, corefence.Disk{Storage: storage, Writable: !d.ReadOnly && !d.CDROM, Image: image})
-		}
-		out = append(out, g)
 	}
 	return out
+}
+
+// usableRBD names the RBD storages that guests can use.
+func usableRBD(storages []pveconf.Storage) []string {
+	usable := slices.DeleteFunc(slices.Clone(storages), func(s pveconf.Storage) bool { return s.Unsupported != "" || s.Disable })
+	return storagesOnRBD(usable)
 }
 
 // signs are the last times that a node was heard of.
@@ -183,9 +188,9 @@ func (f *fencing) signs(node string) []corefence.Sign {
 // describe fills in what the manager has to know about the ways to prove a member dead.
 func (f *fencing) describe(snap mirror.Snapshot, m *ha.Member) {
 	now, heard := sys.BootTime(), time.Duration(-1)
-	signs := f.signs(m.Name)
-	for _, s := range signs {
+	for _, s := range f.signs(m.Name) {
 		heard = max(heard, s.At)
+		m.Beacons = m.Beacons || s.Kind == corefence.Beacon
 	}
 	if heard >= 0 {
 		m.Heard = max(now-heard, 1)
@@ -195,67 +200,103 @@ func (f *fencing) describe(snap mirror.Snapshot, m *ha.Member) {
 		return
 	}
 	for _, said := range f.set(snap, setKey{node: m.Name}).Methods() {
-		m.Fencing = append(m.Fencing, ha.FenceMethod{
-			Name: said.Method, Blocklist: isBlocklist(said.Method), Rehearsed: said.Grade != corefence.Worthless,
-		})
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for name, p := range f.proofs[m.Name] {
-		if slices.ContainsFunc(signs, p.VoidedBy) {
-			delete(f.proofs[m.Name], name)
-			continue
+		method := ha.FenceMethod{Name: said.Method, Blocklist: isBlocklist(said.Method), Rehearsed: said.Grade != corefence.Worthless}
+		if i := slices.IndexFunc(cfg, func(c pveconf.FenceMethod) bool { return c.Name() == said.Method }); i >= 0 {
+			method.Order = cfg[i].Order
 		}
-		m.Proofs = append(m.Proofs, ha.Proof{Method: name, Blocklist: p.Kind == corefence.Storage, Age: now - p.Since})
+		m.Fencing = append(m.Fencing, method)
 	}
 }
 
 // isBlocklist tells by a method's name what it does.
 func isBlocklist(method string) bool { return strings.HasPrefix(method, pveconf.FenceCeph+":") }
 
-// ask has one method asked whether the node has power.
-func (f *fencing) ask(ctx context.Context, a ha.AskFence) (ha.FenceResult, error) {
-	s := f.set(f.mirror.Snapshot(), setKey{a.Node, a.Method, "ask"})
-	begun := sys.BootTime()
-	out := s.Ask(ctx, func() []corefence.Sign { return f.signs(a.Node) }, nil)
-	reason, err := f.take(a.Node, a.Method, begun, out)
-	switch {
-	case err == nil:
-		return ha.FenceResult{Action: a, Off: true, Reason: reason}, nil
-	case errors.Is(err, corefence.ErrNotOff), errors.Is(err, corefence.ErrNotVerified), errors.Is(err, corefence.ErrAlive):
-		return ha.FenceResult{Action: a, Reason: err.Error()}, nil
+// answer carries out the manager's actions that are about a method: AskFence and Shoot.
+func (f *fencing) answer(ctx context.Context, a ha.Action) (ha.Event, error) {
+	switch a := a.(type) {
+	case ha.AskFence:
+		return f.ask(ctx, a)
+	case ha.Shoot:
+		return f.shoot(ctx, a)
 	}
-	return ha.FenceResult{}, err
+	return nil, fmt.Errorf("no method of fencing can do %T", a)
 }
 
-// shoot has one method switch the node off, or its storage refuse it. Methods with a higher order come when those with
-// a lower one have failed.
-func (f *fencing) shoot(ctx context.Context, a ha.Shoot) error {
-	snap := f.mirror.Snapshot()
-	if err := f.inTurn(snap, a); err != nil {
-		return err
+// ask has one method asked whether the node has power.
+func (f *fencing) ask(ctx context.Context, a ha.AskFence) (ha.Event, error) {
+	s := f.set(f.mirror.Snapshot(), setKey{a.Node, a.Method, "ask"})
+	proof, err := f.take(a.Node, a.Method, s.Ask(ctx, func() []corefence.Sign { return f.signs(a.Node) }))
+	switch {
+	case err == nil:
+		return ha.FenceResult{Action: a, Off: proof.Kind == corefence.Power, Lasted: proof.Lasted}, nil
+	case errors.Is(err, corefence.ErrNotOff), errors.Is(err, corefence.ErrNotVerified), errors.Is(err, corefence.ErrAlive):
+		return ha.FenceResult{Action: a}, nil
 	}
+	return nil, err
+}
+
+// shoot has one method switch the node off, or its storage refuse it, if the manager's decision still holds.
+func (f *fencing) shoot(ctx context.Context, a ha.Shoot) (ha.Event, error) {
+	begun := sys.BootTime()
 	if isBlocklist(a.Method) {
 		done, ok := f.occupy(a.Node)
 		if !ok {
-			return model.Errorf(model.ErrBusy, "the storage is just being told to serve %s again", a.Node)
+			return nil, model.Errorf(model.ErrBusy, "the storage is just being told to serve %s again", a.Node)
 		}
 		defer done()
 	}
-	f.log.Warn("ha: "+a.Why(), "node", a.Node, "method", a.Method)
-	s := f.set(snap, setKey{a.Node, a.Method, "shoot"})
-	begun := sys.BootTime()
-	out := s.Shoot(ctx, func() []corefence.Sign { return f.signs(a.Node) }, nil)
-	reason, err := f.take(a.Node, a.Method, begun, out)
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	delete(f.freed, a.Node) // whatever came of it, the storage may refuse it now
-	if err != nil {
-		f.missed[a.Node+" "+a.Method] = f.epoch(snap, a.Node) + 1
-		return fmt.Errorf("shoot %s by %s: %w", a.Node, a.Method, err)
+	s := f.set(f.mirror.Snapshot(), setKey{a.Node, a.Method, "shoot"})
+	proof, err := f.take(a.Node, a.Method, s.Shoot(ctx, begun, func() []corefence.Sign { return f.signs(a.Node) }, func(ctx context.Context) error {
+		if err := f.holds(ctx, a); err != nil {
+			return err
+		}
+		f.log.Warn("ha: "+a.Why(), "node", a.Node, "method", a.Method)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.freed, a.Node) // whatever comes of it, the storage may refuse it now
+		return nil
+	}))
+	switch {
+	case errors.Is(err, fence.ErrHeardOf):
+		return nil, model.Errorf(model.ErrBusy, "shoot %s by %s: %s", a.Node, a.Method, err)
+	case err != nil:
+		return nil, fmt.Errorf("shoot %s by %s: %w", a.Node, a.Method, err)
 	}
-	delete(f.missed, a.Node+" "+a.Method)
-	f.log.Warn("ha: a node was shot", "node", a.Node, "method", a.Method, "proof", reason)
+	f.log.Warn("ha: a node was shot", "node", a.Node, "method", a.Method)
+	if a.Blocklist {
+		return ha.FenceResult{Action: a, Guests: proof.Guests}, nil
+	}
+	return ha.ActionDone{Action: a}, nil
+}
+
+// holdsLimit bounds the questions to the store whether a node may still be shot: what was read must not be old when the order goes out.
+const holdsLimit = 2 * time.Second
+
+// holds says why a shot must not be fired any more, by what the store says now: the node has renewed, or this one is not the manager or has no lease.
+// A decision that waited, because this process stood still for example, would else shoot a node that is well.
+func (f *fencing) holds(ctx context.Context, a ha.Shoot) error {
+	ctx, cancel := context.WithTimeout(ctx, holdsLimit)
+	defer cancel()
+	var live model.Live
+	revision, err := readNow(ctx, f.st, model.LivePrefix+a.Node, &live)
+	if err == nil && revision != a.LiveRevision {
+		err = model.Errorf(model.ErrBusy, "%s was heard of, or fenced, since it was to be shot", a.Node)
+	}
+	return cmp.Or(err, f.manages(ctx))
+}
+
+// manages says why this node must not act for the cluster now.
+func (f *fencing) manages(ctx context.Context) error {
+	var manager model.Manager
+	if _, err := readNow(ctx, f.st, model.ManagerKey, &manager); err != nil {
+		return err
+	}
+	if manager.Node != f.node {
+		return model.Errorf(model.ErrBusy, "%s is not the manager any more", f.node)
+	}
+	if _, ok := f.live.Valid(); !ok {
+		return model.Errorf(model.ErrBusy, "%s has no valid lease", f.node)
+	}
 	return nil
 }
 
@@ -274,48 +315,23 @@ func (f *fencing) occupy(node string) (done func(), ok bool) {
 	}, true
 }
 
-func (f *fencing) epoch(snap mirror.Snapshot, node string) uint64 {
-	live, _ := mirror.Get[model.Live](snap, model.LivePrefix+node)
-	return live.Value.Epoch
-}
-
-// inTurn says which method of a lower order has not failed yet.
-func (f *fencing) inTurn(snap mirror.Snapshot, a ha.Shoot) error {
-	cfg, _ := methodsFor(snap, a.Node)
-	order := 0
-	for _, m := range cfg {
-		if m.Name() == a.Method {
-			order = m.Order
-		}
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, m := range cfg {
-		if m.Order < order && f.missed[a.Node+" "+m.Name()] != f.epoch(snap, a.Node)+1 {
-			return model.Errorf(model.ErrBusy, "%s waits until %s has failed", a.Method, m.Name())
-		}
-	}
-	return nil
-}
-
-// take keeps the proof that a method brought since it was begun, or says why it brought none.
-func (f *fencing) take(node, method string, begun time.Duration, out fence.Outcome) (string, error) {
+// take returns the proof that a method brought, or says why it brought none, and logs what is new of it.
+func (f *fencing) take(node, method string, out fence.Outcome) (corefence.Proof, error) {
 	proof := out.Proof
 	if proof == nil && len(out.Partial) > 0 {
 		proof = &out.Partial[0]
 	}
 	err := error(model.Errorf(model.ErrNotFound, "%s is not in ha/fence.cfg any more", method))
 	if len(out.Said) > 0 {
-		err = out.Said[0].Err
+		err = cmp.Or(out.Said[0].Err, errors.New("it brought nothing"))
 	}
-	reason := method + " proves that " + node + " has no power"
-	if proof == nil {
-		if err == nil {
-			err = errors.New("it brought nothing")
-		}
-		reason = err.Error()
-	} else if proof.Kind == corefence.Storage {
-		reason = method + " keeps " + node + " from the storage"
+	reason := err.Error()
+	switch {
+	case proof == nil:
+	case proof.Kind == corefence.Storage:
+		reason = fmt.Sprintf("%s keeps %s from the storage, for the guests %v", method, node, proof.Guests)
+	default:
+		reason = method + " proves that " + node + " has no power"
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -324,18 +340,9 @@ func (f *fencing) take(node, method string, begun time.Duration, out fence.Outco
 		f.log.Info("ha: fencing method", "node", node, "method", method, "says", reason)
 	}
 	if proof == nil {
-		return "", err
+		return corefence.Proof{}, err
 	}
-	if f.proofs[node] == nil {
-		f.proofs[node] = map[string]corefence.Proof{}
-	}
-	kept := *proof
-	if kept.Kind == corefence.Storage {
-		// A node that was heard of before its entry was confirmed had come back: the entry does not prove its death.
-		kept.Since = min(kept.Since, begun)
-	}
-	f.proofs[node][method] = kept
-	return reason, nil
+	return *proof, nil
 }
 
 // methods says what is configured for a node and what it is worth.
@@ -379,7 +386,7 @@ func (f *fencing) rehearseDue(ctx context.Context) {
 		if len(due) == 0 {
 			continue
 		}
-		if _, err := f.rehearseMethods(ctx, name, false, due); err != nil && ctx.Err() == nil {
+		if _, err := f.rehearseMethods(ctx, name, nil, due); err != nil && ctx.Err() == nil {
 			f.log.Warn("the rehearsal of a fencing method is not recorded", "node", name, "err", err)
 		}
 	}
@@ -398,7 +405,7 @@ func (f *fencing) due(snap mirror.Snapshot, node string, now time.Time) []string
 	for _, m := range cfg {
 		r, made := rehearsals[m.Name()]
 		every := rehearseEvery
-		if r.Failed != "" {
+		if r.Failed != "" && !r.Refuted {
 			every = rehearseAgain
 		}
 		if !made || r.Digest != digests[m.Name()] || now.Sub(time.Unix(r.At, 0)) > every {
@@ -408,8 +415,8 @@ func (f *fencing) due(snap mirror.Snapshot, node string, now time.Time) []string
 	return out
 }
 
-// rehearse tries all methods of a node and records how it went. With switching the node is really switched off: it must be another one than this,
-// be there, and have no guest.
+// rehearse tries the methods of a node and records how it went. With switching the node is really switched off, by one of them: it must be another
+// one than this, be there, be kept free of guests by a maintenance or while HA is disarmed, and have none.
 func (f *fencing) rehearse(ctx context.Context, node string, switching bool) ([]corefence.Rehearsal, error) {
 	snap := f.mirror.Snapshot()
 	switch {
@@ -417,23 +424,100 @@ func (f *fencing) rehearse(ctx context.Context, node string, switching bool) ([]
 		return nil, model.Errorf(model.ErrUnavailable, "node %s is not online: a method is rehearsed on a node that runs", node)
 	case switching && node == f.node:
 		return nil, model.Errorf(model.ErrInvalid, "%s cannot switch itself off and tell how it went: run this on another node", node)
-	case switching && len(guestsToFence(snap, node)) > 0:
-		return nil, model.Errorf(model.ErrBusy, "there are guests on %s: move them away first, for example by `sauh ha maintenance on %s`", node, node)
 	}
+	names := rehearsalOrder(snap, node)
+	if len(names) == 0 {
+		return nil, model.Errorf(model.ErrNotFound, "ha/fence.cfg has no method for node %s", node)
+	}
+	if !switching {
+		return f.rehearseMethods(ctx, node, nil, names)
+	}
+	vacant := func(ctx context.Context) error { return f.vacant(ctx, node) }
+	if err := vacant(ctx); err != nil {
+		return nil, err
+	}
+	return f.rehearseMethods(ctx, node, vacant, names)
+}
+
+// rehearsalOrder names the methods of a node. One by switching ends with the first that switched, so those that nobody saw switching come
+// before those that failed in it, and these before those that passed: each has its turn if the rehearsal is repeated.
+func rehearsalOrder(snap mirror.Snapshot, node string) []string {
 	cfg, _ := methodsFor(snap, node)
+	rehearsals, _ := rehearsalsOf(snap, node)
+	rank := func(m pveconf.FenceMethod) int {
+		r := rehearsals[m.Name()]
+		switch {
+		case isBlocklist(m.Name()):
+			return 0 // it switches nothing
+		case r.Refuted:
+			return 2
+		case r.Switched:
+			return 3
+		}
+		return 1
+	}
+	slices.SortStableFunc(cfg, func(a, b pveconf.FenceMethod) int { return rank(a) - rank(b) })
 	var names []string
 	for _, m := range cfg {
 		names = append(names, m.Name())
 	}
-	if len(names) == 0 {
-		return nil, model.Errorf(model.ErrNotFound, "ha/fence.cfg has no method for node %s", node)
-	}
-	return f.rehearseMethods(ctx, node, switching, names)
+	return names
 }
 
-func (f *fencing) rehearseMethods(ctx context.Context, node string, switching bool, names []string) ([]corefence.Rehearsal, error) {
+// vacantLimit bounds the questions to the store whether a node may be switched off.
+const vacantLimit = 5 * time.Second
+
+// vacant says why a node must not be switched off for a rehearsal, by what the store says now: it has guests, or HA may give it some.
+func (f *fencing) vacant(ctx context.Context, node string) error {
+	ctx, cancel := context.WithTimeout(ctx, vacantLimit)
+	defer cancel()
+	var request ha.NodeRequest
+	var mode ha.Mode
+	_, err := readNow(ctx, f.st, model.HARequestPrefix+node, &request)
+	_, merr := readNow(ctx, f.st, model.HAModeKey, &mode)
+	guests, _, gerr := f.st.List(ctx, model.ConfigPrefix+"nodes/"+node+"/", store.Linearizable)
+	intents, _, ierr := f.st.List(ctx, model.IntentPrefix, store.Linearizable)
+	if err := errors.Join(err, merr, gerr, ierr); err != nil {
+		return fmt.Errorf("look whether %s is empty: %w", node, err)
+	}
+	if now := time.Now().Unix(); !request.Maintenance && request.DisarmAt(now) == ha.Armed && mode.At(now) == ha.Armed {
+		return model.Errorf(model.ErrBusy, "HA may start guests on %s meanwhile: run `sauh ha maintenance on %s` first", node, node)
+	}
+	for _, kv := range guests {
+		if _, id, ok := model.ParseGuestConfigKey(kv.Key); ok {
+			return model.Errorf(model.ErrBusy, "guest %s is on %s: move its guests away first, for example by `sauh ha maintenance on %s`", id, node, node)
+		}
+	}
+	for _, kv := range intents {
+		var in model.Intent
+		if err := json.Unmarshal(kv.Value, &in); err != nil || in.Source == node || in.Target == node {
+			return model.Errorf(model.ErrBusy, "guest %s is being migrated: wait until it has arrived", strings.TrimPrefix(kv.Key, model.IntentPrefix))
+		}
+	}
+	return nil
+}
+
+// readNow reads a record linearizably into out and returns its revision, 0 if it is not there.
+func readNow(ctx context.Context, st store.Store, key string, out any) (int64, error) {
+	kv, err := st.Get(ctx, key, store.Linearizable)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return 0, nil
+	case err != nil:
+		return 0, err
+	}
+	if err := json.Unmarshal(kv.Value, out); err != nil {
+		return 0, fmt.Errorf("read %s: %w", key, err)
+	}
+	return kv.ModRevision, nil
+}
+
+// rehearseMethods tries these methods and records how it went; ready is fence.Rehearsing's Switch.
+func (f *fencing) rehearseMethods(ctx context.Context, node string, ready func(context.Context) error, names []string) ([]corefence.Rehearsal, error) {
 	s := f.set(f.mirror.Snapshot(), setKey{node: node, purpose: "rehearse"})
-	results := s.Rehearse(ctx, time.Now().Unix(), switching, func() []corefence.Sign { return f.signs(node) }, names...)
+	results := s.Rehearse(ctx, fence.Rehearsing{
+		At: time.Now().Unix(), Signs: func() []corefence.Sign { return f.signs(node) }, Switch: ready, Names: names,
+	})
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -454,7 +538,8 @@ func (f *fencing) rehearseMethods(ctx context.Context, node string, switching bo
 	return out, err
 }
 
-// mergeRehearsals takes results in. What one by switching has found out stays known after one that only asked.
+// mergeRehearsals takes results in. What one by switching has found out stays known after one that only asked: a BMC that was caught lying is
+// not believed again because it answers, but when it was seen to switch.
 func mergeRehearsals(before, results []corefence.Rehearsal) []corefence.Rehearsal {
 	out := slices.Clone(before)
 	for _, r := range results {
@@ -463,8 +548,13 @@ func mergeRehearsals(before, results []corefence.Rehearsal) []corefence.Rehearsa
 			out = append(out, r)
 			continue
 		}
-		if old := out[i]; !r.Switched && old.Switched && old.Digest == r.Digest {
-			r.Switched, r.Early, r.Took = true, old.Early, old.Took
+		if old := out[i]; old.Digest == r.Digest && !r.Switched && !r.Refuted {
+			switch {
+			case old.Refuted:
+				r.Refuted, r.Failed = true, old.Failed
+			case old.Switched:
+				r.Switched, r.Early, r.Took = true, old.Early, old.Took
+			}
 		}
 		out[i] = r
 	}
@@ -488,6 +578,23 @@ func (f *fencing) release(ctx context.Context) {
 	}
 }
 
+// serveLimit bounds one release: monitors that do not answer must not keep the rehearsals waiting. It is shorter than a node must be silent before
+// anybody shoots it, so what was decided while the node was there ends before an entry of a newer shot can stand.
+const serveLimit = 2 * time.Second
+
+// isBack says why the storage must not serve a node again now: it was fenced or shut out anew, or this node is not the manager any more.
+func (f *fencing) isBack(ctx context.Context, node string, epoch uint64) error {
+	var live model.Live
+	revision, err := readNow(ctx, f.st, model.LivePrefix+node, &live)
+	switch {
+	case err != nil:
+		return err
+	case revision == 0 || live.Fenced || live.Left || live.Epoch != epoch || node != f.node && !f.live.Online(node):
+		return model.Errorf(model.ErrBusy, "%s is not there with epoch %d any more", node, epoch)
+	}
+	return f.manages(ctx)
+}
+
 // serve has the storage serve a node of this epoch again, if nobody is shooting it.
 func (f *fencing) serve(ctx context.Context, snap mirror.Snapshot, node string, epoch uint64) {
 	done, ok := f.occupy(node)
@@ -495,7 +602,10 @@ func (f *fencing) serve(ctx context.Context, snap mirror.Snapshot, node string, 
 		return
 	}
 	defer done()
-	err := f.set(snap, setKey{node: node, purpose: "release"}).Release(ctx, corefence.Dead{Node: node, Epoch: epoch})
+	ctx, cancel := context.WithTimeout(ctx, serveLimit)
+	defer cancel()
+	alive := func(ctx context.Context) error { return f.isBack(ctx, node, epoch) }
+	err := f.set(snap, setKey{node: node, purpose: "release"}).Release(ctx, corefence.Dead{Node: node, Epoch: epoch}, alive)
 	if err != nil {
 		f.log.Warn("the storage does not serve a node yet that is back", "node", node, "err", err)
 		return

@@ -12,11 +12,16 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"sauh.dev/sauh/internal/agent/mirror"
+	"sauh.dev/sauh/internal/beacon"
 	corefence "sauh.dev/sauh/internal/core/fence"
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/core/pveconf"
 	"sauh.dev/sauh/internal/fence"
+	"sauh.dev/sauh/internal/fence/fencetest"
 	"sauh.dev/sauh/internal/fence/fencetest/bmc"
+	"sauh.dev/sauh/internal/store"
 	"sauh.dev/sauh/internal/sys"
 )
 
@@ -75,80 +80,110 @@ func (n *node) member(name string) ha.Member {
 	return ha.Member{}
 }
 
-func TestAMethodThatSaysOffTwiceIsAProofUntilTheNodeIsHeardOf(t *testing.T) {
+func TestAnAnswerSaysForHowLongOffWasRead(t *testing.T) {
 	n, m, _ := fencedNode(t)
 	before := n.member("n2")
-	if diff := cmp.Diff([]ha.FenceMethod{{Name: n2BMC, Rehearsed: true}}, before.Fencing); diff != "" || before.Heard <= 0 || len(before.Proofs) != 0 {
-		t.Errorf("heard of %v ago, proofs %v\n%s", before.Heard, before.Proofs, diff)
+	if diff := cmp.Diff([]ha.FenceMethod{{Name: n2BMC, Rehearsed: true}}, before.Fencing); diff != "" || before.Heard <= 0 || before.Beacons {
+		t.Errorf("heard of %v ago, by beacons %v\n%s", before.Heard, before.Beacons, diff)
 	}
 	if len(n.member("n1").Fencing) != 0 {
 		t.Error("another node has its method")
 	}
 	a := ha.AskFence{Node: "n2", Method: n2BMC}
-	if got, err := n.m.fencing.ask(t.Context(), a); err != nil || got.Off {
-		t.Errorf("a node that is on: %+v, %v", got, err)
+	if got := n.answer(a).(ha.FenceResult); got.Off {
+		t.Errorf("a node that is on: %+v", got)
 	}
 	m.off.Store(true)
-	asked := sys.BootTime()
-	got, err := n.m.fencing.ask(t.Context(), a)
-	if err != nil || !got.Off || got.Action != a {
-		t.Fatalf("a node that is off: %+v, %v", got, err)
-	}
-	after := n.member("n2")
-	if len(after.Proofs) != 1 || after.Proofs[0].Method != n2BMC || after.Proofs[0].Blocklist ||
-		after.Proofs[0].Age > sys.BootTime()-asked || after.Proofs[0].Age > after.Heard {
-		t.Errorf("proofs %+v, heard of %v ago, asked %v ago", after.Proofs, after.Heard, sys.BootTime()-asked)
-	}
-	n.put(model.LivePrefix+"n2", `{"boot_id":"b","epoch":4,"seq":1,"fenced":true,"by":"n1"}`)
-	if len(n.member("n2").Proofs) != 1 {
-		t.Error("the cut voids the proof")
-	}
-	n.put(model.LivePrefix+"n2", `{"boot_id":"c","epoch":4,"seq":2}`)
-	if got := n.member("n2").Proofs; len(got) != 0 {
-		t.Errorf("a renewal leaves %+v", got)
+	got := n.answer(a).(ha.FenceResult)
+	if !got.Off || got.Action != a || got.Lasted < 100*time.Millisecond {
+		t.Fatalf("a node that is off: %+v", got)
 	}
 }
 
-func TestANodeIsShotByItsOwnBMCAlone(t *testing.T) {
+// answer has the manager's shell carry out an action about a method.
+func (n *node) answer(a ha.Action) ha.Event {
+	n.t.Helper()
+	ev, err := n.m.fencing.answer(n.t.Context(), a)
+	must(n.t, err)
+	return ev
+}
+
+// shot is the order to shoot n2 by a method, as of now, by the manager n1.
+func (n *node) shot(method string) ha.Shoot {
+	n.t.Helper()
+	n.put(model.ManagerKey, `{"node":"n1","term":1}`)
+	kv, err := n.m.st.Get(n.t.Context(), model.LivePrefix+"n2", store.Linearizable)
+	must(n.t, err)
+	return ha.Shoot{Node: "n2", Method: method, Blocklist: isBlocklist(method), LiveRevision: kv.ModRevision}
+}
+
+// armedNode is a fencedNode whose manager is n1, with a lease.
+func armedNode(t *testing.T) (*node, *machine2, *bmc.Redfish) {
 	n, m, b := fencedNode(t)
+	n.m.fencing.live = leased{n.m.live, true}
+	return n, m, b
+}
+
+// leased is a node's view of the others with a lease of the test's.
+type leased struct {
+	hearing
+	valid bool
+}
+
+func (l leased) Valid() (uint64, bool) { return 1, l.valid }
+
+func TestANodeIsShotByItsOwnBMCAlone(t *testing.T) {
+	n, m, b := armedNode(t)
 	other := &machine2{uuid: "99999999-2222-4333-8444-555555555555"}
 	b.Other = other
 	b.SetFault(bmc.Wrong)
-	if _, err := n.m.manager.do(t.Context(), ha.Shoot{Node: "n2", Method: n2BMC}); !errors.Is(err, corefence.ErrStranger) {
+	shot := n.shot(n2BMC)
+	if _, err := n.m.fencing.answer(t.Context(), shot); !errors.Is(err, corefence.ErrStranger) || failKind(err) != ha.FailOther {
 		t.Error(err)
 	}
 	if other.shot.Load()+m.shot.Load() != 0 {
 		t.Error("somebody was switched off")
 	}
 	b.SetFault(bmc.Healthy)
-	_, err := n.m.manager.do(t.Context(), ha.Shoot{Node: "n2", Method: n2BMC})
-	must(t, err)
-	if m.shot.Load() == 0 || len(n.member("n2").Proofs) != 1 {
-		t.Errorf("shot %d times, proofs %v", m.shot.Load(), n.member("n2").Proofs)
+	if ev := n.answer(shot); ev != (ha.ActionDone{Action: shot}) || m.shot.Load() == 0 {
+		t.Errorf("shot %d times: %+v", m.shot.Load(), ev)
 	}
 }
 
-func TestAMethodOfAHigherOrderWaitsUntilTheLowerOnesHaveFailed(t *testing.T) {
-	n, m, b := fencedNode(t)
+// A manager that stood still finds its decision to shoot where it left it.
+func TestAShotIsNotFiredOnceItsDecisionDoesNotHold(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(*node)
+	}{
+		{"the node renewed", func(n *node) { n.put(model.LivePrefix+"n2", `{"boot_id":"b","epoch":3,"seq":2}`) }},
+		{"the node was removed", func(n *node) { n.delete(model.LivePrefix + "n2") }},
+		{"another manager", func(n *node) { n.put(model.ManagerKey, `{"node":"n3","term":2}`) }},
+		{"no lease", func(n *node) { n.m.fencing.live = leased{n.m.live, false} }},
+		{"a beacon", func(n *node) {
+			n.m.fencing.beacon = func(string) (corefence.Sign, bool) {
+				return corefence.Sign{Kind: corefence.Beacon, At: sys.BootTime()}, true
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n, m, _ := armedNode(t)
+			shot := n.shot(n2BMC)
+			c.change(n)
+			if _, err := n.m.fencing.answer(t.Context(), shot); failKind(err) != ha.FailConflict || m.shot.Load() != 0 {
+				t.Errorf("%v, shot %d times", err, m.shot.Load())
+			}
+		})
+	}
+}
+
+func TestAMethodsOrderReachesTheManager(t *testing.T) {
+	n, m, _ := fencedNode(t)
 	_, second := n.startBMC("n2-pdu", m, "\torder 1\n")
-	n.put(model.ConfigPrefix+"priv/fence/n2-pdu", "secret")
 	n.put(fenceCfgKey, n.get(fenceCfgKey)+"\n"+second)
-	late := ha.Shoot{Node: "n2", Method: "redfish: n2-pdu"}
-	if _, err := n.m.manager.do(t.Context(), late); failKind(err) != ha.FailConflict || m.shot.Load() != 0 {
-		t.Errorf("out of turn: %v", err)
-	}
-	b.User = "nobody" // the first one refuses
-	if _, err := n.m.manager.do(t.Context(), ha.Shoot{Node: "n2", Method: n2BMC}); err == nil {
-		t.Error("the first one shot")
-	}
-	_, err := n.m.manager.do(t.Context(), late)
-	must(t, err)
-	if m.shot.Load() != 1 {
-		t.Errorf("shot %d times", m.shot.Load())
-	}
-	n.put(model.LivePrefix+"n2", `{"boot_id":"b","epoch":9,"seq":1}`) // another death
-	if _, err := n.m.manager.do(t.Context(), late); failKind(err) != ha.FailConflict {
-		t.Errorf("what failed in an earlier life counts: %v", err)
+	want := []ha.FenceMethod{{Name: n2BMC, Rehearsed: true}, {Name: "redfish: n2-pdu", Rehearsed: true, Order: 1}}
+	if diff := cmp.Diff(want, n.member("n2").Fencing); diff != "" {
+		t.Error(diff)
 	}
 }
 
@@ -176,7 +211,7 @@ func TestARehearsalIsRecordedAndAFailedOneEndsTheMethodsUse(t *testing.T) {
 	}
 	m.off.Store(true)
 	b.User = "sauh"
-	if _, err := n.m.fencing.ask(t.Context(), ha.AskFence{Node: "n2", Method: n2BMC}); !errors.Is(err, corefence.ErrRehearsalFailed) {
+	if _, err := n.m.fencing.answer(t.Context(), ha.AskFence{Node: "n2", Method: n2BMC}); !errors.Is(err, corefence.ErrRehearsalFailed) {
 		t.Errorf("it is asked all the same: %v", err)
 	}
 	m.off.Store(false)
@@ -187,18 +222,59 @@ func TestARehearsalIsRecordedAndAFailedOneEndsTheMethodsUse(t *testing.T) {
 
 func TestARehearsalThatSwitchesIsRefusedWhereItWouldHarm(t *testing.T) {
 	n, m, _ := fencedNode(t)
-	for _, c := range []struct {
-		node string
-		kind error
-	}{{"n1", model.ErrInvalid}, {"n2", model.ErrBusy}, {"n3", model.ErrUnavailable}} {
-		if _, err := n.m.fencing.rehearse(t.Context(), c.node, true); !errors.Is(err, c.kind) {
-			t.Errorf("%s: %v", c.node, err)
+	refused := func(what, node string, kind error) {
+		t.Helper()
+		if _, err := n.m.fencing.rehearse(t.Context(), node, true); !errors.Is(err, kind) || m.shot.Load() != 0 {
+			t.Errorf("%s: %v, shot %d times", what, err, m.shot.Load())
 		}
 	}
+	refused("this node", "n1", model.ErrInvalid)
+	refused("a node that is not there", "n3", model.ErrUnavailable)
+	n.put(model.HARequestPrefix+"n2", `{"maintenance":true}`)
+	refused("a guest", "n2", model.ErrBusy)
 	n.delete(model.GuestConfigKey("n2", 200))
+	n.put(model.IntentPrefix+"100", `{"source":"n1","target":"n2"}`)
+	refused("a migration to it", "n2", model.ErrBusy)
+	n.delete(model.IntentPrefix + "100")
+	n.put(model.HARequestPrefix+"n2", `{}`)
+	refused("neither maintenance nor disarmed", "n2", model.ErrBusy)
+	if err := n.m.fencing.vacant(t.Context(), "n2"); !errors.Is(err, model.ErrBusy) {
+		t.Errorf("not looked at again before the order: %v", err)
+	}
+	n.put(model.HARequestPrefix+"n2", `{"disarm":"freeze"}`)
+	must(t, n.m.fencing.vacant(t.Context(), "n2"))
+	n.put(model.HARequestPrefix+"n2", `{"maintenance":true}`)
+	must(t, n.m.fencing.vacant(t.Context(), "n2"))
 	n.delete(fenceCfgKey)
-	if _, err := n.m.fencing.rehearse(t.Context(), "n2", true); !errors.Is(err, model.ErrNotFound) || m.shot.Load() != 0 {
-		t.Errorf("without a method: %v", err)
+	refused("without a method", "n2", model.ErrNotFound)
+}
+
+func TestARehearsalThatSwitchesLooksForGuestsRightBeforeTheOrder(t *testing.T) {
+	n, m, _ := fencedNode(t)
+	n.delete(model.GuestConfigKey("n2", 200))
+	n.put(model.HARequestPrefix+"n2", `{"maintenance":true}`)
+	f := n.m.fencing
+	arrived := func(ctx context.Context) error {
+		n.put(model.GuestConfigKey("n2", 201), "memory: 64\n")
+		return f.vacant(ctx, "n2")
+	}
+	got, err := f.rehearseMethods(t.Context(), "n2", arrived, []string{n2BMC})
+	if err != nil || len(got) != 1 || got[0].Failed == "" || m.shot.Load() != 0 {
+		t.Errorf("%+v, %v, shot %d times", got, err, m.shot.Load())
+	}
+}
+
+func TestMethodsThatNobodySawSwitchingComeFirst(t *testing.T) {
+	n, m, _ := fencedNode(t)
+	_, second := n.startBMC("n2-pdu", m, "")
+	_, third := n.startBMC("n2-old", m, "")
+	n.put(fenceCfgKey, n.get(fenceCfgKey)+"\n"+second+"\n"+third+"\nceph: rbd\n\tstorages fast\n")
+	n.put(model.HARehearsals+"n2", string(mustJSON([]corefence.Rehearsal{
+		{Method: n2BMC, At: 1, Switched: true}, {Method: "redfish: n2-pdu", At: 1, Refuted: true, Failed: "it lied"},
+	})))
+	want := []string{"ceph: rbd", "redfish: n2-old", "redfish: n2-pdu", n2BMC}
+	if diff := cmp.Diff(want, rehearsalOrder(n.m.mirror.Snapshot(), "n2")); diff != "" {
+		t.Error(diff)
 	}
 }
 
@@ -216,6 +292,31 @@ func TestWhatARehearsalBySwitchingFoundStaysKnown(t *testing.T) {
 	if got := mergeRehearsals([]corefence.Rehearsal{switched}, []corefence.Rehearsal{asked}); got[0].Switched {
 		t.Errorf("%+v", got)
 	}
+	asked.Digest, asked.Failed = "1", "it did not answer"
+	got = mergeRehearsals([]corefence.Rehearsal{switched}, []corefence.Rehearsal{asked})
+	asked.Failed = ""
+	if got = mergeRehearsals(got, []corefence.Rehearsal{asked}); got[0].Failed != "" || !got[0].Switched {
+		t.Errorf("a fault that only asking has shown stays: %+v", got)
+	}
+}
+
+func TestABMCThatWasCaughtLyingIsBelievedAgainOnlyWhenItWasSeenToSwitch(t *testing.T) {
+	lied := corefence.Rehearsal{Method: "a", Digest: "1", At: 2, Refuted: true, Failed: "a beacon came"}
+	for _, c := range []struct {
+		name string
+		then corefence.Rehearsal
+		want corefence.Rehearsal
+	}{
+		{"it answers", corefence.Rehearsal{Method: "a", Digest: "1", At: 3}, corefence.Rehearsal{Method: "a", Digest: "1", At: 3, Refuted: true, Failed: "a beacon came"}},
+		{"it does not", corefence.Rehearsal{Method: "a", Digest: "1", At: 3, Failed: "timeout"}, corefence.Rehearsal{Method: "a", Digest: "1", At: 3, Refuted: true, Failed: "a beacon came"}},
+		{"it switched", corefence.Rehearsal{Method: "a", Digest: "1", At: 3, Switched: true}, corefence.Rehearsal{Method: "a", Digest: "1", At: 3, Switched: true}},
+		{"it is another one", corefence.Rehearsal{Method: "a", Digest: "2", At: 3}, corefence.Rehearsal{Method: "a", Digest: "2", At: 3}},
+	} {
+		before := mergeRehearsals([]corefence.Rehearsal{{Method: "a", Digest: "1", At: 1, Switched: true}}, []corefence.Rehearsal{lied})
+		if diff := cmp.Diff([]corefence.Rehearsal{c.want}, mergeRehearsals(before, []corefence.Rehearsal{c.then})); diff != "" {
+			t.Errorf("%s:\n%s", c.name, diff)
+		}
+	}
 }
 
 func TestAFenceFileThatCannotBeReadLeavesTheLease(t *testing.T) {
@@ -227,45 +328,20 @@ func TestAFenceFileThatCannotBeReadLeavesTheLease(t *testing.T) {
 	if _, err := n.m.fencing.methods("n2"); err == nil {
 		t.Error("the file's error is not told")
 	}
-	if _, err := n.m.fencing.ask(t.Context(), ha.AskFence{Node: "n2", Method: n2BMC}); !errors.Is(err, model.ErrNotFound) {
+	if _, err := n.m.fencing.answer(t.Context(), ha.AskFence{Node: "n2", Method: n2BMC}); !errors.Is(err, model.ErrNotFound) {
 		t.Error(err)
 	}
 }
 
-// A node that was heard of between the order and its confirmation has come back.
-func TestABlocklistEntryProvesNothingOfANodeThatWasHeardOfSinceItWasOrdered(t *testing.T) {
-	n, _, _ := fencedNode(t)
-	const method = "ceph: rbd"
-	confirm := func(begun time.Duration) ha.Member {
-		_, err := n.m.fencing.take("n2", method, begun, fence.Outcome{Partial: []corefence.Proof{{
-			Node: "n2", Method: method, Kind: corefence.Storage, Since: sys.BootTime(), Guests: []model.VMID{200},
-		}}})
-		must(t, err)
-		m := n.member("n2")
-		if len(m.Proofs) != 1 || !m.Proofs[0].Blocklist {
-			t.Fatalf("%+v", m.Proofs)
-		}
-		return m
-	}
-	if m := confirm(sys.BootTime()); m.Proofs[0].Age > m.Heard {
-		t.Errorf("a silent node: the proof is %v old, and it was heard of %v ago", m.Proofs[0].Age, m.Heard)
-	}
-	begun := sys.BootTime()
-	n.put(model.LivePrefix+"n2", `{"boot_id":"c","epoch":3,"seq":1}`)
-	if m := confirm(begun); m.Proofs[0].Age <= m.Heard {
-		t.Errorf("a node that is back: the proof is %v old, and it was heard of %v ago", m.Proofs[0].Age, m.Heard)
-	}
-}
-
 func TestAStorageIsNotToldToRefuseANodeAndToServeItAtTheSameTime(t *testing.T) {
-	n, _, _ := fencedNode(t)
+	n, _, _ := armedNode(t)
 	f := n.m.fencing
 	done, ok := f.occupy("n2")
 	if _, again := f.occupy("n2"); !ok || again {
 		t.Errorf("occupied %v, twice %v", ok, again)
 	}
-	shoot := ha.Shoot{Node: "n2", Method: "ceph: rbd", Blocklist: true}
-	if err := f.shoot(t.Context(), shoot); failKind(err) != ha.FailConflict {
+	shoot := n.shot("ceph: rbd")
+	if _, err := f.shoot(t.Context(), shoot); failKind(err) != ha.FailConflict {
 		t.Errorf("while it is served again: %v", err)
 	}
 	f.serve(t.Context(), n.m.mirror.Snapshot(), "n2", 3)
@@ -277,7 +353,85 @@ func TestAStorageIsNotToldToRefuseANodeAndToServeItAtTheSameTime(t *testing.T) {
 	if f.freed["n2"] != 4 {
 		t.Errorf("served up to epoch %d", f.freed["n2"])
 	}
-	if err := f.shoot(t.Context(), shoot); !errors.Is(err, model.ErrNotFound) || f.freed["n2"] != 0 {
-		t.Errorf("%v, served up to epoch %d: it may be refused now", err, f.freed["n2"])
+	if _, err := f.shoot(t.Context(), shoot); !errors.Is(err, model.ErrNotFound) {
+		t.Error(err)
+	}
+}
+
+func TestImagesAreNamedWithTheirPoolAndTheFakeClusterKnowsThem(t *testing.T) {
+	n := haNode(t)
+	n.put(storageCfgKey, n.get(storageCfgKey)+"\nrbd: fast\n\tpool tank\n\tcontent images\n\nrbd: slow\n\tnamespace a\n\tcontent images\n")
+	n.put(model.GuestConfigKey("n2", 200), "scsi0: fast:vm-200-disk-0\nscsi1: slow:vm-200-disk-1\nide2: nas:iso/a.iso,media=cdrom\n")
+	n.put(model.GuestConfigKey("n2", 201), "scsi0: fast:vm-201-disk-0\nscsi1: nas:201/a.raw\n")
+	snap := n.m.mirror.Snapshot()
+	storages, err := mirror.Decode(snap, storageCfgKey, pveconf.ParseStorages)
+	must(t, err)
+	guests := guestsToFence(snap, "n2", storages.Value)
+	c := fencetest.NewCeph(t)
+	c.Image("tank/vm-200-disk-0", "10.0.1.2:0/1")
+	c.Image("rbd/a/vm-200-disk-1", "10.0.1.2:0/2")
+	cfg, err := pveconf.ParseFence([]byte("ceph: blocklist\n\tstorages fast,slow\n"))
+	must(t, err)
+	set := fence.Build(cfg, fence.Node{Name: "n2", Addresses: []string{"10.0.1.2"}, Guests: guests, RBD: []string{"fast", "slow"}}, fence.Env{
+		Run: c.Run, Now: sys.BootTime, Wall: time.Now,
+	})
+	defer set.Close()
+	got := set.Shoot(t.Context(), sys.BootTime(), func() []corefence.Sign { return nil }, nil)
+	if len(got.Partial) != 1 || !cmp.Equal(got.Partial[0].Guests, []model.VMID{200}) {
+		t.Errorf("%+v", got)
+	}
+	if usable := usableRBD(storages.Value); len(usable) != 0 {
+		t.Errorf("%v can be used by guests: then docs/fencing.md must not say that the method has no effect", usable)
+	}
+	n.put(fenceCfgKey, "ceph: blocklist\n\tstorages fast,slow\n")
+	said, err := n.m.fencing.methods("n2")
+	must(t, err)
+	if len(said) != 1 || said[0].Grade != corefence.Worthless || !errors.Is(said[0].Err, corefence.ErrNotCovered) {
+		t.Errorf("%+v", said)
+	}
+}
+
+func TestTheStorageServesANodeAgainOnlyWhileTheNodeIsThereAndThisOneManages(t *testing.T) {
+	n, _, _ := armedNode(t)
+	n.shot(n2BMC) // n1 manages
+	f := n.m.fencing
+	must(t, f.isBack(t.Context(), "n2", 3))
+	if err := f.isBack(t.Context(), "n2", 2); failKind(err) != ha.FailConflict {
+		t.Errorf("of an earlier life: %v", err)
+	}
+	n.put(model.ManagerKey, `{"node":"n3","term":2}`)
+	if err := f.isBack(t.Context(), "n2", 3); failKind(err) != ha.FailConflict {
+		t.Errorf("deposed: %v", err)
+	}
+	n.shot(n2BMC)
+	n.put(model.LivePrefix+"n2", `{"boot_id":"b","epoch":3,"seq":1,"fenced":true}`)
+	if err := f.isBack(t.Context(), "n2", 3); failKind(err) != ha.FailConflict {
+		t.Errorf("fenced again: %v", err)
+	}
+}
+
+func TestANodeOfWhichNoBeaconsAreHeardIsAmongTheProblems(t *testing.T) {
+	n, _, _ := fencedNode(t)
+	online := func(string) bool { return true }
+	if got := n.m.beacons.problems(online); len(got) != 1 || !strings.Contains(got[0], "n1 hears no beacons of n2") {
+		t.Errorf("%q", got)
+	}
+	if got := n.m.beacons.problems(func(string) bool { return false }); len(got) != 0 {
+		t.Errorf("of nodes that are not there: %q", got)
+	}
+	if n.m.beacons.begin(t.Context(), beacon.Config{}) {
+		t.Fatal("it runs without an address")
+	}
+	if got := n.m.beacons.problems(online); len(got) != 1 || !strings.HasPrefix(got[0], "beacons do not run on n1: start beacons: ") {
+		t.Errorf("%q", got)
+	}
+	if n.member("n2").Beacons {
+		t.Error("it may be shot")
+	}
+	n.m.fencing.beacon = func(string) (corefence.Sign, bool) {
+		return corefence.Sign{Kind: corefence.Beacon, At: sys.BootTime()}, true
+	}
+	if !n.member("n2").Beacons {
+		t.Error("it may not be shot though it is heard")
 	}
 }

@@ -45,10 +45,10 @@ func (m *haManager) run(ctx context.Context) {
 			m.fencing.active.Store(s.Active())
 			return actions
 		},
-		view: func() ha.Event { return m.view() },
-		do:   m.do,
-		ask:  m.fencing.ask,
-		log:  logAction(m.log),
+		view:  func() ha.Event { return m.view() },
+		do:    m.do,
+		fence: m.fencing.answer,
+		log:   logAction(m.log),
 	}.run(ctx, changed, m.kicked)
 }
 
@@ -112,8 +112,6 @@ func (m *haManager) do(ctx context.Context, a ha.Action) (int64, error) {
 		return transact(ctx, m.st, a.Compares(), store.Delete(a.Compares()[0].Key))
 	case ha.NoteHistory:
 		return transact(ctx, m.st, a.Compares(), store.Put(model.HAHistoryPrefix+a.Node, mustJSON(a.History)))
-	case ha.Shoot:
-		return 0, m.fencing.shoot(ctx, a)
 	}
 	return 0, fmt.Errorf("the manager cannot do %T", a)
 }

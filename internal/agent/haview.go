@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"sauh.dev/sauh/internal/agent/mirror"
+	corefence "sauh.dev/sauh/internal/core/fence"
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
@@ -107,29 +108,53 @@ func haGuests(s mirror.Snapshot, c clusterRecords, node string) []ha.Guest {
 			continue
 		}
 		names, local := volumesOf(f.conf.Disks(), c.storages)
+		onRBD := corefence.AllOn(storagesOnRBD(c.storages), disksToFence(f.conf, c.storages))
 		out = append(out, ha.Guest{
 			VMID: f.id, Node: f.node, Revision: f.revision, MemoryMiB: f.conf.MemoryMiB(), CPUs: f.conf.Cores() * f.conf.Sockets(),
-			Storages: names, Local: local, Lock: f.conf.Lock(), RBD: onRBD(f.conf, c.storages), NoLive: noLive[f.node],
+			Storages: names, Local: local, Lock: f.conf.Lock(), RBD: onRBD, NoLive: noLive[f.node],
 		})
 	}
 	return out
 }
 
-// onRBD: the guest has a writable disk, and every writable one is on RBD.
-func onRBD(conf *pveconf.Guest, storages []pveconf.Storage) bool {
-	writable := 0
-	for _, d := range conf.Disks() {
-		if d.ReadOnly || d.CDROM {
-			continue
+// storagesOnRBD names the storages that are RBD.
+func storagesOnRBD(storages []pveconf.Storage) []string {
+	var out []string
+	for _, s := range storages {
+		if s.Type == storageRBD {
+			out = append(out, s.ID)
 		}
-		name, ok := volumeStorage(d.Volume)
-		rbd := slices.ContainsFunc(storages, func(s pveconf.Storage) bool { return s.ID == name && s.Type == "rbd" })
-		if !ok || !rbd {
-			return false
-		}
-		writable++
 	}
-	return writable > 0
+	return out
+}
+
+// storageRBD is the type of Ceph's block devices in storage.cfg.
+const storageRBD = "rbd"
+
+// disksToFence are a guest's disks as fencing by their storage knows them.
+func disksToFence(conf *pveconf.Guest, storages []pveconf.Storage) []corefence.Disk {
+	var out []corefence.Disk
+	for _, d := range conf.Disks() {
+		name, image, _ := strings.Cut(d.Volume, ":")
+		disk := corefence.Disk{Storage: name, Writable: !d.ReadOnly && !d.CDROM}
+		if i := slices.IndexFunc(storages, func(s pveconf.Storage) bool { return s.ID == name && s.Type == storageRBD }); i >= 0 {
+			disk.Image = rbdImage(storages[i].Section, image)
+		}
+		out = append(out, disk)
+	}
+	return out
+}
+
+// rbdImage is the name by which the program rbd knows an image: pool/name, or pool/namespace/name.
+func rbdImage(s pveconf.Section, image string) string {
+	parts := []string{"rbd", image} // the pool where the line names none, as in Proxmox VE
+	if pool, ok := s.Get("pool"); ok {
+		parts[0] = pool
+	}
+	if namespace, ok := s.Get("namespace"); ok {
+		parts = slices.Insert(parts, 1, namespace)
+	}
+	return strings.Join(parts, "/")
 }
 
 // byVMID lists the JSON records under prefix by guest. An error names the records that cannot be read.

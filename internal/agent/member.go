@@ -167,7 +167,7 @@ func (m *member) wire(a *Agent, st memberStore, times lease.Params) {
 	}
 	m.wireHA(a, files, tasks, leaving, times)
 	asked := &haAPI{
-		resources: res, node: node, params: m.manager.params, view: m.manager.view, fencing: m.fencing,
+		resources: res, node: node, params: m.manager.params, view: m.manager.view, fencing: m.fencing, beacons: m.beacons,
 		end: m.ending.EndNode, drain: m.ending.DrainNode,
 	}
 	m.roles = api.Backend{

@@ -54,7 +54,7 @@ type HAResource struct {
 type HAStatus struct {
 	// Alarms are what nobody may overlook: a guest that runs twice. The server collects them from all nodes that answer.
 	Alarms []HAAlarm `json:"alarms"`
-	// Problems are configuration files that cannot be read, by which nothing is decided, and rules without effect.
+	// Problems are configuration files that cannot be read, by which nothing is decided, rules without effect, and nodes of which no beacons are heard.
 	Problems []string `json:"problems,omitempty"`
 	Manager  string   `json:"manager"`
 	Quorate  bool     `json:"quorate"`

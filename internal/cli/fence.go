@@ -16,7 +16,7 @@ import (
 func (m *Main) fenceCommand() *cobra.Command {
 	return group("fence", "Say how a node is proved dead sooner than its lease does",
 		"  sauh ha fence set redfish n2-bmc node=n2 address=10.0.9.2 user=sauh fingerprint=AB:CD… --password-stdin\n  sauh ha fence test n2",
-		m.fenceList(), m.fenceSet(), m.fenceRemove(), m.fenceFile(), m.fenceTest("test"))
+		m.fenceList(), m.fenceSet(), m.fenceRemove(), m.fenceFile(), m.fenceTest())
 }
 
 func (m *Main) fenceList() *cobra.Command {
@@ -85,8 +85,10 @@ func (m *Main) fenceSet() *cobra.Command {
 			}
 			e.Set[key] = value
 		}
+		secret := ""
 		if stdin {
-			if err := m.fencePassword(ctx, c, args[1]); err != nil {
+			var err error
+			if secret, err = m.fencePassword(); err != nil {
 				return err
 			}
 			e.Set["password-file"] = "priv/fence/" + args[1]
@@ -95,7 +97,12 @@ func (m *Main) fenceSet() *cobra.Command {
 			return usageError(cmd, "nothing to change: give KEY=VALUE, --delete or --password-stdin")
 		}
 		if err := c.SetFenceMethod(ctx, args[0], args[1], e); err != nil {
-			return err
+			return err // the password is as it was
+		}
+		if stdin {
+			if err := c.SetFenceSecret(ctx, args[1], secret); err != nil {
+				return fmt.Errorf("%s is configured, and its password is not changed: %w", args[1], err)
+			}
 		}
 		m.say("%s: %s is configured; try it with 'sauh ha fence test NODE'", args[0], args[1])
 		return nil
@@ -106,27 +113,25 @@ func (m *Main) fenceSet() *cobra.Command {
 // maxPassword is more than any BMC takes.
 const maxPassword = 1024
 
-func (m *Main) fencePassword(ctx context.Context, c *client.Client, name string) error {
+// fencePassword reads a password from standard input.
+func (m *Main) fencePassword() (string, error) {
 	b, err := io.ReadAll(io.LimitReader(m.Stdin, maxPassword))
 	if err != nil {
-		return fmt.Errorf("read the password from standard input: %w", err)
+		return "", fmt.Errorf("read the password from standard input: %w", err)
 	}
 	secret := strings.TrimRight(string(b), "\r\n")
 	if secret == "" {
-		return fmt.Errorf("no password came on standard input: write sauh ha fence set … --password-stdin <FILE")
+		return "", fmt.Errorf("no password came on standard input: write sauh ha fence set … --password-stdin <FILE")
 	}
-	return c.SetFenceSecret(ctx, name, secret)
+	return secret, nil
 }
 
 func (m *Main) fenceRemove() *cobra.Command {
 	return &cobra.Command{
-		Use: "remove METHOD", Short: "Delete a method and its password", Example: "  sauh ha fence remove n2-bmc", Args: takes("METHOD"),
+		Use: "remove METHOD", Short: "Delete a method, and its password unless another method uses it", Example: "  sauh ha fence remove n2-bmc", Args: takes("METHOD"),
 		RunE: m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 			if err := c.RemoveFenceMethod(ctx, args[0]); err != nil {
 				return err
-			}
-			if err := c.SetFenceSecret(ctx, args[0], ""); err != nil {
-				return fmt.Errorf("%s is removed, and its password is still in priv/fence/%s: %w", args[0], args[0], err)
 			}
 			m.say("%s removed", args[0])
 			return nil
@@ -166,13 +171,12 @@ func (m *Main) fenceFile() *cobra.Command {
 	return cmd
 }
 
-// fenceTest is `ha fence test` and, as the messages of a method that is worth nothing name it, `ha fence-test`.
-func (m *Main) fenceTest(use string) *cobra.Command {
+func (m *Main) fenceTest() *cobra.Command {
 	switching := false
 	cmd := &cobra.Command{
-		Use: use + " NODE", Short: "Try a node's methods and note how it went; without --switch nobody is harmed",
+		Use: "test NODE", Short: "Try a node's methods and note how it went; without --switch nobody is harmed",
 		Long: "Without --switch each method is asked about a node that runs: does it answer, is it this node's BMC, may the user switch it. With --switch\n" +
-			"the node, which must have no guests, is really switched off.",
+			"the node, which must be in maintenance and have no guests, is really switched off, by one method: those that nobody saw switching come first.",
 		Example: "  sauh ha fence test n2\n  sauh ha fence test n2 --switch", Args: takes("NODE"),
 	}
 	cmd.Flags().BoolVar(&switching, "switch", false, "switch the node off")

@@ -3,6 +3,7 @@ package fence
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +24,8 @@ type Node struct {
 	Addresses []string
 	// Guests are those under its path, with their disks.
 	Guests []fence.Guest
+	// RBD are the storages of storage.cfg that are RBD and that guests can use.
+	RBD []string
 }
 
 // Env is what the methods need of the agent.
@@ -83,6 +86,9 @@ func method(c pveconf.FenceMethod, n Node, env Env) (Method, error) {
 	m.Digest = fence.Digest(fmt.Appendf(text, "%s %s", n.Name, m.UUID))
 	if c.Type == pveconf.FenceCeph {
 		m.Kind = fence.Storage
+		if !slices.ContainsFunc(c.Storages, func(s string) bool { return slices.Contains(n.RBD, s) }) {
+			m.Useless = NoRBD(c.Storages)
+		}
 		b := ceph.New(ceph.Config{
 			Node: n.Name, Addresses: n.Addresses, Guests: n.Guests, Storages: c.Storages, Conf: c.Conf, User: c.CephUser,
 			Run: env.Run, Now: env.Now, Wall: env.Wall,
@@ -109,6 +115,11 @@ func method(c pveconf.FenceMethod, n Node, env Env) (Method, error) {
 	}
 	m.Fencer = Power(bmc, m.Method)
 	return m, nil
+}
+
+// NoRBD says of a method by Ceph why it has no effect.
+func NoRBD(storages []string) string {
+	return fmt.Sprintf("it has no effect, because none of its storages (%s) is an rbd storage that guests can use", strings.Join(storages, ", "))
 }
 
 // broken is a method that could not be made.

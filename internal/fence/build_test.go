@@ -1,6 +1,7 @@
 package fence_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -90,8 +91,8 @@ func TestTheIPMISimulatorIsAskedAndShotAndItsFaultsProveNothing(t *testing.T) {
 			}
 			set := fence.Build(parse(t, text), c.node, env(nil))
 			t.Cleanup(set.Close)
-			judge(t, "ask", set.Ask(t.Context(), silent, nil), c.ask)
-			judge(t, "shoot", set.Shoot(t.Context(), silent, nil), c.shoot)
+			judge(t, "ask", set.Ask(t.Context(), silent), c.ask)
+			judge(t, "shoot", set.Shoot(t.Context(), time.Hour, silent, nil), c.shoot)
 			if c.harmless && sim.Orders() != "" {
 				t.Errorf("orders: %s", sim.Orders())
 			}
@@ -142,8 +143,8 @@ func TestTheRedfishBMCIsAskedAndShotAndItsFaultsProveNothing(t *testing.T) {
 			address, pin := fencetest.StartRedfish(t, b)
 			set := fence.Build(parse(t, redfishSection(address, pin, "")), n2, env(nil))
 			t.Cleanup(set.Close)
-			judge(t, "ask", set.Ask(t.Context(), silent, nil), c.ask)
-			judge(t, "shoot", set.Shoot(t.Context(), silent, nil), c.shoot)
+			judge(t, "ask", set.Ask(t.Context(), silent), c.ask)
+			judge(t, "shoot", set.Shoot(t.Context(), time.Hour, silent, nil), c.shoot)
 			if next.Orders() != 0 {
 				t.Error("the neighbour was switched")
 			}
@@ -163,16 +164,16 @@ func TestALiarIsFoundByItsRehearsalAndByWhatIsHeardOfTheNode(t *testing.T) {
 	set := fence.Build(cfg, n2, e)
 	defer set.Close()
 	alive := func() []core.Sign { return []core.Sign{{Kind: core.Beacon, At: e.Now()}} }
-	judge(t, "ask", set.Ask(t.Context(), alive, nil), core.ErrAlive)
-	last := set.Rehearse(t.Context(), time.Now().Unix(), false, alive)[0]
+	judge(t, "ask", set.Ask(t.Context(), alive), core.ErrAlive)
+	last := set.Rehearse(t.Context(), fence.Rehearsing{At: time.Now().Unix(), Signs: alive})[0]
 	if !strings.Contains(last.Failed, "must not be believed") {
 		t.Errorf("%+v", last)
 	}
 	e.Rehearsal = func(string) core.Rehearsal { return last }
 	after := fence.Build(cfg, n2, e)
 	defer after.Close()
-	judge(t, "ask", after.Ask(t.Context(), silent, nil), core.ErrRehearsalFailed)
-	judge(t, "shoot", after.Shoot(t.Context(), silent, nil), core.ErrRehearsalFailed)
+	judge(t, "ask", after.Ask(t.Context(), silent), core.ErrRehearsalFailed)
+	judge(t, "shoot", after.Shoot(t.Context(), time.Hour, silent, nil), core.ErrRehearsalFailed)
 }
 
 func TestARehearsalBySwitchingMakesAnUnidentifiedBMCCount(t *testing.T) {
@@ -182,18 +183,22 @@ func TestARehearsalBySwitchingMakesAnUnidentifiedBMCCount(t *testing.T) {
 	cfg, e := parse(t, redfishSection(address, pin, "\tuuid any\n")), env(nil)
 	set := fence.Build(cfg, n2, e)
 	defer set.Close()
-	last := set.Rehearse(t.Context(), time.Now().Unix(), true, silent)[0]
+	last := set.Rehearse(t.Context(), fence.Rehearsing{
+		At: time.Now().Unix(), Signs: silent, Switch: func(context.Context) error { return nil },
+	})[0]
 	if last.Failed != "" || !last.Switched || box.On() {
 		t.Fatalf("%+v", last)
 	}
 	e.Rehearsal = func(string) core.Rehearsal { return last }
 	after := fence.Build(cfg, n2, e)
 	defer after.Close()
-	got := after.Ask(t.Context(), silent, nil)
+	got := after.Ask(t.Context(), silent)
 	if got.Proof == nil || got.Proof.Grade != core.Unidentified {
 		t.Errorf("%+v", got)
 	}
 }
+
+func agreed(context.Context) error { return nil }
 
 func TestAllMethodsOfANodeRaceAndTheBlocklistIsReleased(t *testing.T) {
 	c := fencetest.NewCeph(t)
@@ -202,27 +207,48 @@ func TestAllMethodsOfANodeRaceAndTheBlocklistIsReleased(t *testing.T) {
 	text := ipmiSection(hole.Address, "") + "\nceph: rbd\n\tstorages fast\n\nipmi: n3\n\tnode n3\n\taddress h\n\tuser u\n\tpassword-file priv/x\n"
 	node := n2
 	node.Addresses = []string{"10.77.0.12"}
+	node.RBD = []string{"fast"}
 	node.Guests = []core.Guest{{VMID: 100, Disks: []core.Disk{{Storage: "fast", Writable: true, Image: "rbd/vm-100"}}}}
 	set := fence.Build(parse(t, text), node, env(c))
 	defer set.Close()
 	start := time.Now()
-	got := set.Shoot(t.Context(), silent, nil)
+	got := set.Shoot(t.Context(), time.Hour, silent, nil)
 	if got.Proof == nil || got.Proof.Method != "ceph: rbd" || !got.Proof.Covers(100) || len(got.Said) != 2 || time.Since(start) > 2*time.Second {
 		t.Errorf("%+v after %v", got, time.Since(start))
 	}
-	if err := set.Release(t.Context(), core.Dead{Node: "n2"}); err == nil || len(c.Blocked()) != 1 {
+	if err := set.Release(t.Context(), core.Dead{Node: "n2"}, agreed); err == nil || len(c.Blocked()) != 1 {
 		t.Errorf("released without a word: %v", err)
 	}
-	if err := set.Release(t.Context(), core.Dead{Node: "n2", Epoch: 4}); err != nil || len(c.Blocked()) != 0 {
+	if err := set.Release(t.Context(), core.Dead{Node: "n2", Epoch: 4}, agreed); err != nil || len(c.Blocked()) != 0 {
 		t.Errorf("%v, %v", err, c.Blocked())
+	}
+}
+
+func TestABlocklistWithoutAnRBDStorageIsWorthlessHoweverItsRehearsalWent(t *testing.T) {
+	c := fencetest.NewCeph(t)
+	node := n2
+	node.Addresses, node.RBD = []string{"10.77.0.12"}, []string{"another"}
+	text, e := "ceph: rbd\n\tstorages fast\n", env(c)
+	set := fence.Build(parse(t, text), node, e)
+	defer set.Close()
+	last := set.Rehearse(t.Context(), fence.Rehearsing{At: 1, Signs: silent})[0]
+	e.Rehearsal = func(string) core.Rehearsal { return last }
+	after := fence.Build(parse(t, text), node, e)
+	defer after.Close()
+	if got := after.Methods()[0]; got.Grade != core.Worthless || !strings.Contains(got.Reason, "it has no effect") {
+		t.Errorf("%+v", got)
+	}
+	judge(t, "shoot", after.Shoot(t.Context(), time.Hour, silent, nil), core.ErrNotCovered)
+	if blocked := c.Blocked(); len(blocked) != 0 {
+		t.Errorf("blocked %v", blocked)
 	}
 }
 
 func TestAMethodThatCannotBeMadeSaysWhy(t *testing.T) {
 	set := fence.Build(parse(t, strings.Replace(ipmiSection("h", ""), "priv/fence/n2", "priv/gone", 1)), n2, env(nil))
 	defer set.Close()
-	judge(t, "ask", set.Ask(t.Context(), silent, nil), os.ErrNotExist)
-	if r := set.Rehearse(t.Context(), 1, false, silent)[0]; r.Failed == "" {
+	judge(t, "ask", set.Ask(t.Context(), silent), os.ErrNotExist)
+	if r := set.Rehearse(t.Context(), fence.Rehearsing{At: 1, Signs: silent})[0]; r.Failed == "" {
 		t.Error("its rehearsal passed")
 	}
 }

@@ -23,7 +23,7 @@ type Method struct {
 	// AskTimeout and Timeout bound asking, and shooting without the delay.
 	AskTimeout, Timeout time.Duration
 	// Release takes back what Shoot left behind; nil if that is nothing.
-	Release func(context.Context, fence.Dead) error
+	Release func(ctx context.Context, dead fence.Dead, still func(context.Context) error) error
 }
 
 // Set is all methods of one node. It is safe for concurrent use. Close it.
@@ -83,9 +83,6 @@ var (
 	ErrTimeout = errors.New("it did not answer in time")
 )
 
-// Found is told each proof as it comes, complete or not, on the goroutine of the caller of the race. nil for nobody.
-type Found func(fence.Proof)
-
 // NewSet makes a set; now is the clock of the agent that asks. guests are the node's: without them only a proof about the
 // whole node is complete.
 func NewSet(node string, guests []model.VMID, now func() time.Duration, methods ...Method) *Set {
@@ -103,21 +100,25 @@ func (s *Set) Close() { s.wg.Wait() }
 
 // Ask asks every method at once whether the node is off or refused already. It harms nobody. It returns with the first
 // proof about all guests, or when all have answered or run out of time.
-func (s *Set) Ask(ctx context.Context, signs Signs, found Found) Outcome {
-	return s.race(ctx, signs, found, s.methods, func(ctx context.Context, e *entry) (fence.Evidence, error) {
+func (s *Set) Ask(ctx context.Context, signs Signs) Outcome {
+	return s.race(ctx, signs, s.methods, func(ctx context.Context, e *entry) (fence.Evidence, error) {
 		ctx, cancel := context.WithTimeoutCause(ctx, e.AskTimeout, ErrTimeout)
 		defer cancel()
 		return e.Fencer.Ask(ctx)
 	}, func(e *entry) time.Duration { return e.AskTimeout })
 }
 
-// Shoot fires the methods in their order and returns with the first proof about all guests. A method whose delay is not over when
-// the node is heard of again does not fire.
-func (s *Set) Shoot(ctx context.Context, signs Signs, found Found) Outcome {
-	begun := s.now()
+// Shoot fires the methods in their order and returns with the first proof about all guests. One does not fire if, when its delay is over, the
+// node was heard of since begun, or if still returns an error, which is asked right before the order; nil for nobody.
+func (s *Set) Shoot(ctx context.Context, begun time.Duration, signs Signs, still func(context.Context) error) Outcome {
 	fire := func(ctx context.Context, e *entry) (fence.Evidence, error) {
 		if err := pause(ctx, e.Delay); err != nil {
 			return fence.Evidence{}, err
+		}
+		if still != nil {
+			if err := still(ctx); err != nil {
+				return fence.Evidence{}, err
+			}
 		}
 		for _, sign := range signs() {
 			if sign.At >= begun {
@@ -128,10 +129,10 @@ func (s *Set) Shoot(ctx context.Context, signs Signs, found Found) Outcome {
 		defer cancel()
 		return e.Fencer.Shoot(ctx)
 	}
-	limit := func(e *entry) time.Duration { return e.Delay + e.Timeout }
+	limit := func(e *entry) time.Duration { return e.Delay + stillLimit + e.Timeout }
 	out := Outcome{Node: s.node}
 	for _, group := range s.orders() {
-		o := s.race(ctx, signs, found, group, fire, limit)
+		o := s.race(ctx, signs, group, fire, limit)
 		out.Said, out.Partial = append(out.Said, o.Said...), append(out.Partial, o.Partial...)
 		if out.Proof = o.Proof; out.Proof != nil || ctx.Err() != nil {
 			break
@@ -139,6 +140,9 @@ func (s *Set) Shoot(ctx context.Context, signs Signs, found Found) Outcome {
 	}
 	return out
 }
+
+// stillLimit is what Shoot's still may take beside a method's own time.
+const stillLimit = 2 * time.Second
 
 // orders groups the methods by their order, the lowest first.
 func (s *Set) orders() [][]*entry {
@@ -161,7 +165,7 @@ const grace = 250 * time.Millisecond
 type use func(context.Context, *entry) (fence.Evidence, error)
 
 // race runs what for each method at once. It never waits longer for one than its limit, whatever that one does.
-func (s *Set) race(ctx context.Context, signs Signs, found Found, methods []*entry, what use, limit func(*entry) time.Duration) Outcome {
+func (s *Set) race(ctx context.Context, signs Signs, methods []*entry, what use, limit func(*entry) time.Duration) Outcome {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(ErrBeaten)
 	out := Outcome{Node: s.node, Said: make([]Said, len(methods))}
@@ -176,7 +180,7 @@ func (s *Set) race(ctx context.Context, signs Signs, found Found, methods []*ent
 	}
 	late := time.NewTimer(longest + grace)
 	defer late.Stop()
-	why := s.collect(ctx, &out, results, late.C, found)
+	why := s.collect(ctx, &out, results, late.C)
 	for i := range out.Said {
 		if sd := &out.Said[i]; sd.Proof == nil && sd.Err == nil {
 			sd.fail(why)
@@ -193,7 +197,7 @@ type result struct {
 }
 
 // collect takes results until one is a complete proof or there are no more to come, and says why those that are missing are.
-func (s *Set) collect(ctx context.Context, out *Outcome, results <-chan result, late <-chan time.Time, found Found) error {
+func (s *Set) collect(ctx context.Context, out *Outcome, results <-chan result, late <-chan time.Time) error {
 	for range out.Said {
 		select {
 		case r := <-results:
@@ -201,9 +205,6 @@ func (s *Set) collect(ctx context.Context, out *Outcome, results <-chan result, 
 			p := r.said.Proof
 			if p == nil {
 				continue
-			}
-			if found != nil {
-				found(*p)
 			}
 			if s.complete(*p) {
 				out.Proof = p
@@ -257,52 +258,92 @@ func (s *Set) try(ctx context.Context, e *entry, signs Signs, what use) (said Sa
 	return said
 }
 
-// Release takes back what the methods left behind, once the node's guests are dead.
-func (s *Set) Release(ctx context.Context, dead fence.Dead) error {
+// Release takes back what the methods left behind, once the node's guests are dead, and as long as still, asked right before each step, returns nil.
+func (s *Set) Release(ctx context.Context, dead fence.Dead, still func(context.Context) error) error {
 	var errs []error
 	for _, e := range s.methods {
 		if e.Release != nil {
-			errs = append(errs, e.Release(ctx, dead))
+			errs = append(errs, e.Release(ctx, dead, still))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// Rehearse tries each method on a node that runs, or the named ones, one after the other, and says how it went. With
-// switching it really shoots: the node must be empty of guests, signs must go on telling when it is heard of, and each
-// method is tried only if the node was on. at is the date, in Unix seconds. Keep the results where Build reads them.
-func (s *Set) Rehearse(ctx context.Context, at int64, switching bool, signs Signs, names ...string) []fence.Rehearsal {
+// Rehearsing says how methods are rehearsed.
+type Rehearsing struct {
+	// At is the date, in Unix seconds.
+	At int64
+	// Signs tell when the node is heard of.
+	Signs Signs
+	// Switch is nil to harm nobody. Else the node is really switched off, by one method; Switch is called right before the order, and the
+	// order is not given if it returns an error: the node must be empty of guests.
+	Switch func(context.Context) error
+	// Names are the methods to try, in this order; none means all.
+	Names []string
+}
+
+// Rehearse tries methods on a node that runs, one after the other, and says how it went. With switching it ends with the first method that
+// gave the order, because the node is off from then on and the others would seem to lie about it; a method that switches nothing is
+// tried as always. Keep the results where Build reads them.
+func (s *Set) Rehearse(ctx context.Context, how Rehearsing) []fence.Rehearsal {
 	var out []fence.Rehearsal
-	for _, e := range s.methods {
-		if len(names) > 0 && !slices.Contains(names, e.Name) {
-			continue
-		}
-		r := fence.Rehearsal{Method: e.Name, Digest: e.Digest, At: at}
+	for _, e := range s.named(how.Names) {
+		r := fence.Rehearsal{Method: e.Name, Digest: e.Digest, At: how.At}
 		start := s.now()
-		if err := s.rehearse(ctx, e, switching, signs, &r); err != nil {
-			r.Failed = err.Error()
+		ordered, err := s.rehearse(ctx, e, how, &r)
+		if err != nil {
+			r.Failed, r.Refuted = err.Error(), ordered
 		}
 		r.Took = s.now() - start
 		out = append(out, r)
+		if ordered {
+			break
+		}
 	}
 	return out
 }
 
-func (s *Set) rehearse(ctx context.Context, e *entry, switching bool, signs Signs, r *fence.Rehearsal) error {
+// named are the methods of these names in their order, or all.
+func (s *Set) named(names []string) []*entry {
+	if len(names) == 0 {
+		return s.methods
+	}
+	var out []*entry
+	for _, name := range names {
+		if i := slices.IndexFunc(s.methods, func(e *entry) bool { return e.Name == name }); i >= 0 {
+			out = append(out, s.methods[i])
+		}
+	}
+	return out
+}
+
+// rehearse tries one method. ordered: it was told to switch the node off, whatever came of it.
+func (s *Set) rehearse(ctx context.Context, e *entry, how Rehearsing, r *fence.Rehearsal) (ordered bool, err error) {
 	select {
 	case <-e.turn:
 	default:
-		return ErrBusy
+		return false, ErrBusy
 	}
 	defer func() { e.turn <- struct{}{} }()
 	ask, cancel := context.WithTimeoutCause(ctx, e.AskTimeout, ErrTimeout)
 	defer cancel()
-	if err := e.Fencer.Rehearse(ask); err != nil || !switching {
-		return err
+	if err := e.Fencer.Rehearse(ask); err != nil || how.Switch == nil || e.Kind == fence.Storage {
+		return false, err
 	}
+	if err := how.Switch(ctx); err != nil {
+		return false, err
+	}
+	if err := s.switchOff(ctx, e, how, r); err != nil {
+		return true, err
+	}
+	r.Switched = true
+	return true, nil
+}
+
+// switchOff shoots and looks whether what the method says of it is true.
+func (s *Set) switchOff(ctx context.Context, e *entry, how Rehearsing, r *fence.Rehearsal) error {
 	shot, cancel := context.WithTimeoutCause(ctx, e.Timeout, ErrTimeout)
 	defer cancel()
-	r.Switched = true
 	ev, err := e.Fencer.Shoot(shot)
 	if err != nil {
 		return err
@@ -319,7 +360,7 @@ func (s *Set) rehearse(ctx context.Context, e *entry, switching bool, signs Sign
 	if err := pause(ctx, 2*afterwards); err != nil {
 		return err
 	}
-	for _, sign := range signs() {
+	for _, sign := range how.Signs() {
 		if !proof.VoidedBy(sign) {
 			continue
 		}

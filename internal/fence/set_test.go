@@ -3,6 +3,7 @@ package fence_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -106,8 +107,8 @@ func TestAskingANodeThatIsOffIsAProofAfterTheGapAndHarmsNobody(t *testing.T) {
 		b := &fake{id: uuid, power: core.Off, delay: 5 * time.Millisecond}
 		set := fence.NewSet("n2", nil, now, method("a", b, now))
 		defer set.Close()
-		got := set.Ask(t.Context(), silent, nil)
-		want := &core.Proof{Node: "n2", Method: "a", Kind: core.Power, Grade: core.Untried, Since: time.Hour}
+		got := set.Ask(t.Context(), silent)
+		want := &core.Proof{Node: "n2", Method: "a", Kind: core.Power, Grade: core.Untried, Since: time.Hour, Lasted: 400 * time.Millisecond}
 		if diff := cmp.Diff(want, got.Proof); diff != "" {
 			t.Errorf("%+v (-want +got):\n%s", got.Said, diff)
 		}
@@ -123,7 +124,7 @@ func TestAskingANodeThatIsOnAsksOnce(t *testing.T) {
 		b := &fake{id: uuid, power: core.On}
 		set := fence.NewSet("n2", nil, now, method("a", b, now))
 		defer set.Close()
-		got := set.Ask(t.Context(), silent, nil)
+		got := set.Ask(t.Context(), silent)
 		if got.Proof != nil || !errors.Is(got.Said[0].Err, core.ErrNotOff) || b.asked != 1 || b.orders != 0 {
 			t.Errorf("%+v, %d questions, %d orders", got, b.asked, b.orders)
 		}
@@ -137,7 +138,7 @@ func TestTheFirstProofWinsAndTheOthersAreCancelled(t *testing.T) {
 			method("hangs", &fake{id: uuid, power: core.On, delay: time.Hour}, now),
 			method("slow", &fake{id: uuid, power: core.On, offAfter: 5 * time.Second}, now),
 			method("fast", &fake{id: uuid, power: core.On, offAfter: time.Second}, now))
-		got := set.Shoot(t.Context(), silent, nil)
+		got := set.Shoot(t.Context(), time.Hour, silent, nil)
 		want := map[string]string{"hangs": fence.ErrBeaten.Error(), "slow": fence.ErrBeaten.Error(), "fast": "proof"}
 		if diff := cmp.Diff(want, reasons(got)); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
@@ -156,11 +157,11 @@ func TestAMethodThatIgnoresItsDeadlineCostsNothingBeyondIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now, start := clock(time.Now()), time.Now()
 		set := fence.NewSet("n2", nil, now, method("deaf", &fake{id: uuid, power: core.Off, delay: time.Hour, deaf: true}, now))
-		got := set.Ask(t.Context(), silent, nil)
+		got := set.Ask(t.Context(), silent)
 		if took := time.Since(start); got.Proof != nil || !errors.Is(got.Said[0].Err, fence.ErrTimeout) || took > 2500*time.Millisecond {
 			t.Errorf("%+v after %v", got, took)
 		}
-		if again := set.Ask(t.Context(), silent, nil); !errors.Is(again.Said[0].Err, fence.ErrBusy) {
+		if again := set.Ask(t.Context(), silent); !errors.Is(again.Said[0].Err, fence.ErrBusy) {
 			t.Errorf("while it hangs: %+v", again)
 		}
 		set.Close()
@@ -176,7 +177,7 @@ func TestMethodsOfAHigherOrderFollowWhenTheLowerOnesFailed(t *testing.T) {
 		set := fence.NewSet("n2", nil, now, second, method("first", first, now))
 		defer set.Close()
 		start := time.Now()
-		got := set.Shoot(t.Context(), silent, nil)
+		got := set.Shoot(t.Context(), time.Hour, silent, nil)
 		if got.Proof == nil || got.Proof.Method != "second" || time.Since(start) < 10*time.Second || time.Since(start) > 11*time.Second {
 			t.Errorf("%+v after %v", got, time.Since(start))
 		}
@@ -195,7 +196,7 @@ func TestANodeThatIsHeardOfDuringTheDelayIsNotShot(t *testing.T) {
 		set := fence.NewSet("n2", nil, now, m)
 		defer set.Close()
 		heard := now() + time.Second
-		got := set.Shoot(t.Context(), func() []core.Sign { return []core.Sign{{Kind: core.Beacon, At: heard}} }, nil)
+		got := set.Shoot(t.Context(), now(), func() []core.Sign { return []core.Sign{{Kind: core.Beacon, At: heard}} }, nil)
 		if got.Proof != nil || !errors.Is(got.Said[0].Err, fence.ErrHeardOf) || b.orders != 0 {
 			t.Errorf("%+v, %d orders", got, b.orders)
 		}
@@ -208,7 +209,7 @@ func TestASignAfterTheReadingVoidsTheProof(t *testing.T) {
 		set := fence.NewSet("n2", nil, now, method("liar", &fake{id: uuid, power: core.Off}, now))
 		defer set.Close()
 		heard := now() + 100*time.Millisecond
-		got := set.Ask(t.Context(), func() []core.Sign { return []core.Sign{{Kind: core.Renewal, At: heard}} }, nil)
+		got := set.Ask(t.Context(), func() []core.Sign { return []core.Sign{{Kind: core.Renewal, At: heard}} })
 		if got.Proof != nil || !errors.Is(got.Said[0].Err, core.ErrAlive) {
 			t.Errorf("%+v", got)
 		}
@@ -221,7 +222,7 @@ func TestABMCOfAnotherMachineIsNeitherBelievedNorOrdered(t *testing.T) {
 		b := &fake{id: other, power: core.Off}
 		set := fence.NewSet("n2", nil, now, method("stranger", b, now))
 		defer set.Close()
-		for _, got := range []fence.Outcome{set.Ask(t.Context(), silent, nil), set.Shoot(t.Context(), silent, nil)} {
+		for _, got := range []fence.Outcome{set.Ask(t.Context(), silent), set.Shoot(t.Context(), time.Hour, silent, nil)} {
 			if got.Proof != nil || !errors.Is(got.Said[0].Err, core.ErrStranger) || b.orders != 0 {
 				t.Errorf("%+v, %d orders", got, b.orders)
 			}
@@ -237,7 +238,7 @@ func TestAMethodWhoseRehearsalFailedIsNotEvenAsked(t *testing.T) {
 		m.Rehearsal = core.Rehearsal{At: 1, Digest: "d", Failed: "it was on fire"}
 		set := fence.NewSet("n2", nil, now, m)
 		defer set.Close()
-		for _, got := range []fence.Outcome{set.Ask(t.Context(), silent, nil), set.Shoot(t.Context(), silent, nil)} {
+		for _, got := range []fence.Outcome{set.Ask(t.Context(), silent), set.Shoot(t.Context(), time.Hour, silent, nil)} {
 			if got.Proof != nil || !errors.Is(got.Said[0].Err, core.ErrRehearsalFailed) || b.asked+b.orders != 0 {
 				t.Errorf("%+v", got)
 			}
@@ -254,7 +255,7 @@ func TestAnOrderWithoutEffectIsGivenAgainAndAReadingThatFailsIsRepeated(t *testi
 		b := &fake{id: uuid, power: core.On, forgets: true, fails: 3}
 		set := fence.NewSet("n2", nil, now, method("a", b, now))
 		defer set.Close()
-		got := set.Shoot(t.Context(), silent, nil)
+		got := set.Shoot(t.Context(), time.Hour, silent, nil)
 		if got.Proof == nil || b.orders != 2 || time.Since(start) > 4*time.Second {
 			t.Errorf("%+v, %d orders after %v", got, b.orders, time.Since(start))
 		}
@@ -266,7 +267,7 @@ func TestANodeThatDoesNotGoOffIsNoProofAtTheEndOfItsTime(t *testing.T) {
 		now, start := clock(time.Now()), time.Now()
 		b := &fake{id: uuid, power: core.On, offAfter: time.Hour}
 		set := fence.NewSet("n2", nil, now, method("a", b, now))
-		got := set.Shoot(t.Context(), silent, nil)
+		got := set.Shoot(t.Context(), time.Hour, silent, nil)
 		if got.Proof != nil || got.Said[0].Err == nil || time.Since(start) > 10*time.Second+time.Second {
 			t.Errorf("%+v after %v", got, time.Since(start))
 		}
@@ -294,28 +295,22 @@ func (s storage) Shoot(ctx context.Context) (core.Evidence, error) {
 
 func (s storage) Rehearse(context.Context) error { return nil }
 
-func TestAProofAboutSomeGuestsIsToldAtOnceAndTheRaceGoesOn(t *testing.T) {
+func TestAfterAProofAboutSomeGuestsTheRaceGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, c := range []struct {
 			guests  []model.VMID
 			winner  string
 			partial int
 		}{{[]model.VMID{100, 101}, "bmc", 1}, {[]model.VMID{100}, "ceph", 0}, {nil, "bmc", 1}} {
-			now, start := clock(time.Now()), time.Now()
+			now := clock(time.Now())
 			ceph := fence.Method{
 				Method: core.Method{Name: "ceph", Node: "n2", Kind: core.Storage}, Timeout: 10 * time.Second,
 				Fencer: storage{after: time.Second, guests: []model.VMID{100}, now: now},
 			}
 			set := fence.NewSet("n2", c.guests, now, method("bmc", &fake{id: uuid, power: core.On, offAfter: 3 * time.Second}, now), ceph)
-			var told []string
-			got := set.Shoot(t.Context(), silent, func(p core.Proof) {
-				told = append(told, p.Method)
-				if p.Method == "ceph" && time.Since(start) != time.Second {
-					t.Errorf("told after %v", time.Since(start))
-				}
-			})
-			if got.Proof == nil || got.Proof.Method != c.winner || len(got.Partial) != c.partial || len(told) != 1+c.partial {
-				t.Errorf("%v: %+v, told %v", c.guests, got, told)
+			got := set.Shoot(t.Context(), time.Hour, silent, nil)
+			if got.Proof == nil || got.Proof.Method != c.winner || len(got.Partial) != c.partial {
+				t.Errorf("%v: %+v", c.guests, got)
 			}
 			set.Close()
 		}
@@ -351,8 +346,13 @@ func TestRehearsals(t *testing.T) {
 			b := c.bmc
 			set := fence.NewSet("n2", nil, now, method("a", &b, now))
 			defer set.Close()
-			got := set.Rehearse(t.Context(), 7, c.switching, signs)[0]
-			if (got.Failed != "") != (c.failed != nil) || got.Switched != c.switching || got.Digest != "d" || got.At != 7 {
+			how := fence.Rehearsing{At: 7, Signs: signs}
+			if c.switching {
+				how.Switch = func(context.Context) error { return nil }
+			}
+			got := set.Rehearse(t.Context(), how)[0]
+			passed := c.failed == nil
+			if (got.Failed == "") != passed || got.Switched != (c.switching && passed) || got.Refuted != (c.switching && !passed) || got.Digest != "d" || got.At != 7 {
 				t.Errorf("%s: %+v", c.name, got)
 			}
 			if (got.Early > 0) != c.early {
@@ -363,4 +363,41 @@ func TestRehearsals(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestARehearsalBySwitchingEndsWithTheFirstMethodThatSwitched(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := clock(time.Now())
+		b, failing := &fake{id: uuid, power: core.On}, &fake{id: other, power: core.On}
+		ceph := fence.Method{Method: core.Method{Name: "ceph", Node: "n2", Kind: core.Storage}, Timeout: time.Second, Fencer: storage{now: now}}
+		set := fence.NewSet("n2", nil, now, method("stranger", failing, now), method("bmc", b, now), ceph, method("pdu", b, now))
+		defer set.Close()
+		try := func(names ...string) (out []string) {
+			b.offAt = time.Time{} // somebody switched it on
+			how := fence.Rehearsing{At: 7, Signs: silent, Switch: func(context.Context) error { return nil }, Names: names}
+			for _, r := range set.Rehearse(t.Context(), how) {
+				out = append(out, fmt.Sprint(r.Method, " ", r.Switched, " ", r.Failed == ""))
+			}
+			return out
+		}
+		if diff := cmp.Diff([]string{"stranger false false", "bmc true true"}, try()); diff != "" {
+			t.Error(diff)
+		}
+		if diff := cmp.Diff([]string{"ceph false true", "pdu true true"}, try("ceph", "pdu", "bmc")); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
+func TestARehearsalSwitchesNothingThatMustNotBeSwitchedAtThatMoment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := clock(time.Now())
+		b := &fake{id: uuid, power: core.On}
+		set := fence.NewSet("n2", nil, now, method("bmc", b, now))
+		defer set.Close()
+		got := set.Rehearse(t.Context(), fence.Rehearsing{At: 7, Signs: silent, Switch: func(context.Context) error { return errBroken }})
+		if len(got) != 1 || got[0].Failed != errBroken.Error() || got[0].Switched || got[0].Refuted || b.orders != 0 {
+			t.Errorf("%+v, %d orders", got, b.orders)
+		}
+	})
 }

@@ -35,11 +35,14 @@ func tryFence(what, node, password string) error {
 		Secret: func(string) (string, error) { return password, nil }, Now: sys.BootTime, Wall: time.Now,
 	})
 	defer set.Close()
-	use := set.Ask
+	signs := func() []core.Sign { return nil }
+	var out fence.Outcome
 	if what == "shoot" {
-		use = set.Shoot
+		out = set.Shoot(context.Background(), sys.BootTime(), signs, nil)
+	} else {
+		out = set.Ask(context.Background(), signs)
 	}
-	for _, s := range use(context.Background(), func() []core.Sign { return nil }, nil).Said {
+	for _, s := range out.Said {
 		if s.Proof != nil {
 			fmt.Println("proof")
 		} else {

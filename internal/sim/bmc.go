@@ -47,7 +47,7 @@ func (a *agent) askFence(act ha.AskFence, done func(int64, error)) {
 		}
 		off := b.saysOff != 0
 		a.s.trace(a.node, "fence: the BMC of %s says off: %v", act.Node, off)
-		a.stepManager(ha.FenceResult{Action: act, Off: off, Reason: "its BMC"})
+		a.stepManager(ha.FenceResult{Action: act, Off: off})
 		a.stepManager(a.managerView())
 	})
 }
@@ -57,7 +57,7 @@ func (a *agent) shoot(act ha.Shoot, done func(int64, error)) {
 	s, n := a.s, a.s.nodeNamed(act.Node)
 	s.result.Shots++
 	if act.Blocklist {
-		a.blocklist(n, done)
+		a.blocklist(act, n, done)
 		return
 	}
 	if n.bmc.silent || n.bmc.wrong != nil {
@@ -74,12 +74,15 @@ func (a *agent) shoot(act ha.Shoot, done func(int64, error)) {
 }
 
 // blocklist has every RBD storage refuse what the node has open.
-func (a *agent) blocklist(n *node, done func(int64, error)) {
+func (a *agent) blocklist(act ha.Shoot, n *node, done func(int64, error)) {
 	s := a.s
+	confirm := func() {
+		a.stepManager(ha.FenceResult{Action: act, Guests: a.refusable(n)})
+		a.stepManager(a.managerView())
+	}
 	if s.mut == mutBlocklistEarly {
-		tell := done
-		s.after(0, &a.node.agentProc, func() { tell(0, nil) })
-		done = func(int64, error) {}
+		s.after(0, &a.node.agentProc, confirm)
+		confirm, done = func() {}, func(int64, error) {}
 	}
 	s.after(s.rng.between(200*time.Millisecond, time.Second)+s.blocklistLate, &a.node.agentProc, func() {
 		for _, st := range s.storages {
@@ -92,6 +95,17 @@ func (a *agent) blocklist(n *node, done func(int64, error)) {
 			}
 		}
 		s.trace(a.node, "fence: %s is blocklisted", n.name)
-		done(0, nil)
+		confirm()
 	})
+}
+
+// refusable are the node's guests that RBD storages keep from writing.
+func (a *agent) refusable(n *node) []model.VMID {
+	var out []model.VMID
+	for _, g := range a.managerView().Guests {
+		if g.Node == n.name && g.RBD {
+			out = append(out, g.VMID)
+		}
+	}
+	return out
 }

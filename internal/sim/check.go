@@ -156,14 +156,11 @@ func (c *checks) cut(n *node, was, live model.Live) {
 		c.broken(ruleNeedless, "%s is cut off although it renewed %v ago", n.name, s.now-c.renewed[n.i])
 	}
 	for _, q := range n.qemus {
-		if q.protect && q.writes() && !q.g.storage.refuses(n, q.started) && covers(live.Covers, q.g) {
+		if q.protect && q.writes() && !q.g.storage.refuses(n, q.started) && live.CoversGuest(q.g.id) {
 			c.broken(ruleProof, "%s is cut off while %s writes", n.name, q)
 		}
 	}
 }
-
-// covers: the cut is about the guest.
-func covers(what string, g *guest) bool { return what == "" || g.storage.rbd }
 
 // fileWritten checks a guest's file where it appears.
 func (c *checks) fileWritten(r *request, rec record) {

@@ -62,7 +62,7 @@ func asBefore(v ha.View) ha.View {
 	for i := range v.Members {
 		m := &v.Members[i]
 		m.Request, m.Mode, m.Health, m.History = ha.NodeRequest{}, ha.NodeMode{}, ha.NodeHealth{}, ha.History{}
-		m.Heard, m.Fencing, m.Proofs = 0, nil, nil
+		m.Heard, m.Fencing, m.Beacons = 0, nil, false
 	}
 	return v
 }

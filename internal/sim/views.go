@@ -302,6 +302,7 @@ func (a *agent) memberView(r *nodeRecord) ha.Member {
 		m.Load.MemoryMiB++ // 0 is "not known"
 	}
 	if a.s.fencing {
+		m.Beacons = true
 		m.Heard, m.Fencing = min(m.Silence, a.s.heard(a.node, n)), n.bmc.methods
 	}
 	return m

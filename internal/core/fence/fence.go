@@ -82,6 +82,8 @@ type Method struct {
 	Digest string `json:"digest"`
 	// Rehearsal is the last one; the zero value for none.
 	Rehearsal Rehearsal `json:"rehearsal"`
+	// Useless says why the method can prove nothing in this cluster, "" if it can.
+	Useless string `json:"useless,omitempty"`
 }
 
 // Rehearsal is how a method was tried. It is kept as JSON.
@@ -89,8 +91,11 @@ type Rehearsal struct {
 	Method string `json:"method"`
 	Digest string `json:"digest"`
 	At     int64  `json:"at"` // Unix seconds; 0 if there was none
-	// Switched: the node really was switched off, rather than only asked about.
+	// Switched: the node really was switched off, rather than only asked about, and stayed silent.
 	Switched bool `json:"switched,omitempty"`
+	// Refuted: one by switching failed after the order. What only asks cannot tell whether that is mended, so this stays until one by
+	// switching passes; Failed is set.
+	Refuted bool `json:"refuted,omitempty"`
 	// Failed is why it failed, "" if it did not.
 	Failed string `json:"failed,omitempty"`
 	// Early is how long after the first "off" the node was still heard of.
@@ -117,8 +122,10 @@ func (m Method) counts() bool { return m.Rehearsal.At != 0 && m.Rehearsal.Digest
 func (m Method) Grade() (Grade, error) {
 	known := m.Kind == Storage || ValidUUID(m.UUID)
 	switch {
+	case m.Useless != "":
+		return Worthless, fmt.Errorf("%w: %s", ErrNotCovered, m.Useless)
 	case m.counts() && m.Rehearsal.Failed != "":
-		return Worthless, fmt.Errorf("%w: the last rehearsal failed: %s: repair it and run `sauh ha fence-test %s`", ErrRehearsalFailed, m.Rehearsal.Failed, m.Node)
+		return Worthless, fmt.Errorf("%w: the last rehearsal failed: %s: %s", ErrRehearsalFailed, m.Rehearsal.Failed, m.remedy())
 	case known && m.counts():
 		return Rehearsed, nil
 	case known:
@@ -128,13 +135,21 @@ func (m Method) Grade() (Grade, error) {
 	case m.counts() && m.Rehearsal.Switched:
 		return Unidentified, nil
 	}
-	return Worthless, fmt.Errorf("%w: with uuid any it counts only after a rehearsal that switched the node off: run `sauh ha fence-test %s --switch`", ErrRehearsalFailed, m.Node)
+	return Worthless, fmt.Errorf("%w: with uuid any it counts only after a rehearsal that switched %s off", ErrRehearsalFailed, m.Node)
+}
+
+// remedy says what makes a method count again whose rehearsal failed.
+func (m Method) remedy() string {
+	if m.Rehearsal.Refuted {
+		return "repair it and rehearse it by switching " + m.Node + " off"
+	}
+	return "repair it and rehearse it again"
 }
 
 // How long off must last where nobody says otherwise. Power supplies hold for some 20 ms, but a BMC may
 // say what it was told to do rather than what is. So one that nobody saw switching is given long.
 const (
-	RehearsedGap = 400 * time.Millisecond
+	RehearsedGap = 500 * time.Millisecond // core/ha's Params.Confirm, so that one answer is enough
 	UntriedGap   = 2 * time.Second
 )
 
@@ -171,11 +186,10 @@ type Evidence struct {
 // SignKind is how a node was heard of.
 type SignKind string
 
-// A beacon came by the network, a renewal through the store, a watcher was seen at the storage.
+// A beacon came by the network, a renewal through the store.
 const (
 	Beacon  SignKind = "beacon"
 	Renewal SignKind = "renewal"
-	Watcher SignKind = "watcher"
 )
 
 // Sign is the last time that something was heard of a node; only the newest of a kind matters.
@@ -192,6 +206,8 @@ type Proof struct {
 	Grade  Grade  `json:"grade"`
 	// Since is the instant after which nothing may have been heard of the node.
 	Since time.Duration `json:"since_ns"`
+	// Lasted is how long off was read for, between the first reading and the last.
+	Lasted time.Duration `json:"lasted_ns,omitempty"`
 	// Guests are those that it covers; nil for all of the node.
 	Guests []model.VMID `json:"guests,omitempty"`
 }
@@ -199,12 +215,9 @@ type Proof struct {
 // Covers says whether a guest of the node may be started elsewhere on this proof.
 func (p Proof) Covers(id model.VMID) bool { return p.Kind == Power || slices.Contains(p.Guests, id) }
 
-// VoidedBy says whether a sign of the node contradicts the proof. A proof must be held against the newest signs
-// once more right before it is used. A machine that is off neither speaks nor writes; one that the storage
-// refuses may well speak, so only a watcher at the storage contradicts that.
-func (p Proof) VoidedBy(s Sign) bool {
-	return s.At >= p.Since && (p.Kind == Power || s.Kind == Watcher)
-}
+// VoidedBy says whether a sign of the node contradicts the proof. A machine that is off does not speak; one that the storage
+// refuses may well speak. Whoever uses a proof holds it against the newest signs once more.
+func (p Proof) VoidedBy(s Sign) bool { return p.Kind == Power && s.At >= p.Since }
 
 // Judge says whether what a method brought back is a proof, given when the node was last heard of. Its errors
 // are the sentinels of this package, with the reason.
@@ -260,7 +273,7 @@ func (p *Proof) off(m Method, readings []Reading) error {
 		return fmt.Errorf("%w: its power is %s", ErrNotOff, readings[len(readings)-1].Power)
 	}
 	p.Since = readings[first].Asked
-	if lasted := readings[len(readings)-1].Asked - readings[first].Answered; lasted < m.OffFor() || first == len(readings)-1 {
+	if p.Lasted = readings[len(readings)-1].Asked - readings[first].Answered; p.Lasted < m.OffFor() || first == len(readings)-1 {
 		return fmt.Errorf("%w: the second reading must come %v after the first", ErrNotVerified, m.OffFor())
 	}
 	return nil
@@ -310,7 +323,7 @@ type Dead struct {
 }
 
 // AllOn says whether a guest with these disks can be kept from writing by the storages alone: it has a writable disk,
-// and every writable one is on one of them.
+// and every writable one is on one of them. It is the one meaning of "all writable disks on RBD".
 func AllOn(storages []string, disks []Disk) bool {
 	writable := 0
 	for _, d := range disks {

@@ -44,13 +44,16 @@ type AskFence struct {
 	Reason       string
 }
 
-// Shoot has a method switch Node off, or blocklist it. Done means that it was done and verified for a blocklist entry; that a node has no power is
-// asked for afterwards.
+// Shoot has a method switch Node off, or blocklist it. A blocklist entry is answered by FenceResult when it was verified; else by ActionDone, and whether the
+// node has power is asked for afterwards. No transaction voids a shot, so right before it the agent makes sure by linearizable reads that live/<node>
+// still has LiveRevision and that this node is still the manager, that its own lease is valid, and that nothing was heard of the node since the action was given
+// out. If that is not so: FailConflict.
 type Shoot struct {
 	Node, Method string
 	// Blocklist is that of the method.
-	Blocklist bool
-	Reason    string
+	Blocklist    bool
+	LiveRevision int64
+	Reason       string
 }
 
 // NoteHistory puts ha/history/<node>.

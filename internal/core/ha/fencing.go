@@ -2,11 +2,11 @@ package ha
 
 import (
 	"fmt"
+	"slices"
 	"time"
-)
 
-// coversRBD is model.Live.Covers of a cut made on a blocklist alone.
-const coversRBD = "rbd"
+	"sauh.dev/sauh/internal/core/model"
+)
 
 // inquest is what the manager knows of a node's death beyond its lease.
 type inquest struct {
@@ -26,8 +26,10 @@ type testimony struct {
 	offFrom time.Duration
 	shotAt  time.Duration // when it was last told to shoot
 	shot    bool          // and it did
+	missed  bool          // or it failed
 	proved  bool          // it is a proof, since
-	since   time.Duration // then
+	since   time.Duration // then,
+	guests  []model.VMID  // of a blocklist: about these
 }
 
 func (q *inquest) of(method string) *testimony {
@@ -58,7 +60,7 @@ func (s *State) examine(now time.Duration) {
 		s.inquests[name].heard = -1
 	}
 	for _, m := range s.view.Members {
-		if m.Name == s.self || len(m.Fencing) == 0 && len(m.Proofs) == 0 {
+		if m.Name == s.self || len(m.Fencing) == 0 {
 			continue
 		}
 		q := s.inquests[m.Name]
@@ -93,80 +95,93 @@ func (t *testimony) void(heard time.Duration) {
 	if t.proved && heard > t.since {
 		t.proved = false
 	}
-	if t.shot && heard > t.shotAt {
-		t.shot = false
+	if heard > t.shotAt {
+		t.shot, t.missed = false, false
 	}
 }
 
-// answered takes an answer in: two of them, apart, are a proof. next is when to ask again.
+// answered takes an answer in. next is when to ask again. proved: it is a proof, unless a sign of life that no view has shown yet voids it.
 func (s *State) answered(now time.Duration, ev FenceResult) (next time.Duration, proved bool) {
-	q := s.inquests[ev.Action.Node]
-	if q == nil {
-		return 0, false
+	switch a := ev.Action.(type) {
+	case AskFence:
+		if q := s.inquests[a.Node]; q != nil {
+			return s.asked(now, q, q.of(a.Method), ev)
+		}
+	case Shoot:
+		if t := s.shot(a); t != nil && a.Blocklist && len(ev.Guests) > 0 {
+			t.proved, t.since, t.guests = true, t.shotAt, ev.Guests
+			return 0, true
+		}
 	}
-	t := q.of(ev.Action.Method)
+	return 0, false
+}
+
+// asked takes in what a method said of the power: off that lasted is a proof.
+func (s *State) asked(now time.Duration, q *inquest, t *testimony, ev FenceResult) (next time.Duration, proved bool) {
 	t.next = now + s.p.AskEvery
 	switch {
 	case !ev.Off || q.heard > t.asked:
 		t.off = false
+	case ev.Lasted >= s.p.Confirm, t.off && t.asked-t.offAt >= s.p.Confirm:
+		if !t.off {
+			t.off, t.offAt, t.offFrom = true, now, t.asked
+		}
+		t.proved, t.since = true, t.offFrom
 	case !t.off:
 		t.off, t.offAt, t.offFrom = true, now, t.asked
 		t.next = now + max(s.p.AskEvery, s.p.Confirm)
-	case t.asked-t.offAt >= s.p.Confirm && !t.proved:
-		t.proved, t.since = true, t.offFrom
 	}
 	return t.next, t.proved
 }
 
-// unanswered: the method gave no answer, which is none.
-func (s *State) unanswered(a AskFence) {
-	if q := s.inquests[a.Node]; q != nil {
-		q.of(a.Method).off = false
+// fenceFailed: the method gave no answer, which is none, or did not shoot. A shot that was not fired says nothing of its method.
+func (s *State) fenceFailed(ev ActionFailed) {
+	switch a := ev.Action.(type) {
+	case AskFence:
+		if q := s.inquests[a.Node]; q != nil {
+			q.of(a.Method).off = false
+		}
+	case Shoot:
+		if q := s.inquests[a.Node]; q != nil && ev.Kind == FailOther {
+			q.of(a.Method).missed = true
+		}
 	}
 }
 
-// shot takes in that a shot was carried out. A sign of life since it was given out voids what comes of it: the node is back, and a
-// blocklist entry that was confirmed meanwhile says nothing about its death.
-func (s *State) shot(a Shoot) {
+// shot takes in that a shot was carried out, and returns the method's testimony. A sign of life since it was given out voids what comes of it: the
+// node is back, and a blocklist entry that was confirmed meanwhile says nothing about its death; then nil.
+func (s *State) shot(a Shoot) *testimony {
 	q := s.inquests[a.Node]
 	if q == nil {
-		return
+		return nil
 	}
 	t, known := q.methods[a.Method]
 	if !known || q.heard > t.shotAt {
-		return
+		return nil
 	}
-	t.shot = true
-	if a.Blocklist {
-		t.proved, t.since = true, t.shotAt
-	}
+	t.shot, t.missed = true, false
+	return t
 }
 
-// proof is the best that holds for n now: one about the power before a blocklist.
-func (d *decision) proof(n *node) (best proven) {
+// proof is the best that holds for n now: one about the power before a blocklist. refused are the guests of the latter.
+func (d *decision) proof(n *node) (best proven, refused []model.VMID) {
 	q := d.inquests[n.Name]
 	if q == nil {
-		return proven{}
-	}
-	consider := func(p proven) {
-		if p.blocklist && !d.coversKnown() {
-			return
-		}
-		if best.method == "" || best.blocklist && !p.blocklist {
-			best = p
-		}
-	}
-	for _, p := range n.Proofs {
-		if n.Heard >= p.Age && n.Heard > 0 {
-			consider(proven{p.Method, p.Blocklist})
-		}
+		return proven{}, nil
 	}
 	for _, m := range n.Fencing {
-		if t := q.methods[m.Name]; t != nil && t.proved && m.Rehearsed {
-			consider(proven{m.Name, m.Blocklist})
+		t := q.methods[m.Name]
+		if t == nil || !t.proved || !m.Rehearsed || m.Blocklist && !d.coversKnown() {
+			continue
+		}
+		if best.method == "" || best.blocklist && !m.Blocklist {
+			best = proven{m.Name, m.Blocklist}
+		}
+		if m.Blocklist {
+			refused = append(refused, t.guests...)
 		}
 	}
-	return best
+	return best, refused
 }
 
 // coversKnown: no member's agent would take a cut that is about some guests for one about all, if it became the manager.
@@ -207,8 +222,8 @@ func (d *decision) interrogate(n *node, q *inquest, lost []placed) {
 			continue
 		}
 		t := q.of(m.Name)
-		if d.shootable(n, m, t, lost) {
-			if d.give(Shoot{n.Name, m.Name, m.Blocklist, silent + ", and its guests are waiting"}) {
+		if d.shootable(n, m, t, lost) && d.inTurn(n, q, m, lost) {
+			if d.give(Shoot{n.Name, m.Name, m.Blocklist, n.LiveRevision, silent + ", and its guests are waiting"}) {
 				t.shotAt = d.now
 			}
 		}
@@ -232,26 +247,39 @@ func (d *decision) give(a Action) bool {
 	return len(d.out.list) > before
 }
 
-// shootable: only for guests that would come back by it, and only a node that is silent on all paths.
+// shootable: only for guests that would come back by it, and only a node that is silent on all paths, of which one tells silence from an agent
+// that stood still.
 func (d *decision) shootable(n *node, m FenceMethod, t *testimony, lost []placed) bool {
-	if t.shot || n.Live.Fenced || len(lost) == 0 {
+	if t.shot || !n.Beacons || n.Live.Fenced && n.Live.Covers == "" || len(lost) == 0 || !m.helps(lost) {
 		return false
 	}
-	if m.Blocklist {
-		covered := false
-		if !d.coversKnown() {
-			return false
-		}
-		for _, g := range lost {
-			covered = covered || g.guest.RBD
-		}
-		if !covered {
-			return false
-		}
+	if m.Blocklist && !d.coversKnown() {
+		return false
 	}
 	if n.heard < d.p.FenceDelay {
 		d.wakeIn(d.p.FenceDelay - n.heard)
 		return false
+	}
+	return true
+}
+
+// helps: a shot by the method would bring one of the guests back.
+func (m FenceMethod) helps(lost []placed) bool {
+	return !m.Blocklist || slices.ContainsFunc(lost, func(g placed) bool { return g.guest.RBD })
+}
+
+// inTurn: no method of a lower order is still to be tried, or has done all that is needed. One that cannot be used, or is of no use for these
+// guests, keeps nobody waiting.
+func (d *decision) inTurn(n *node, q *inquest, m FenceMethod, lost []placed) bool {
+	for _, first := range n.Fencing {
+		if first.Order >= m.Order || !first.Rehearsed || !first.helps(lost) {
+			continue
+		}
+		t := q.of(first.Name)
+		enough := !first.Blocklist || !t.proved || !slices.ContainsFunc(lost, func(g placed) bool { return !slices.Contains(t.guests, g.guest.VMID) })
+		if !t.missed && enough {
+			return false
+		}
 	}
 	return true
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"sauh.dev/sauh/internal/core/ha"
+	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
 )
 
@@ -48,7 +49,7 @@ func fenceTalk(t *testing.T, methods ...ha.FenceMethod) *managerTalk {
 	d := talkToManager(t)
 	d.guest(100, "n3", pveconf.HAStarted)
 	for i := range d.v.Members {
-		d.v.Members[i].Heard = 500 * time.Millisecond
+		d.v.Members[i].Heard, d.v.Members[i].Beacons = 500*time.Millisecond, true
 	}
 	d.member("n3").Fencing = methods
 	return d
@@ -66,6 +67,12 @@ func (d *managerTalk) says3(off bool, want ...string) {
 	d.says(ha.FenceResult{Action: d.given("ask n3").(ha.AskFence), Off: off}, want...)
 }
 
+// refused says that a blocklist entry of n3 was confirmed, for these guests.
+func (d *managerTalk) refused(guests []model.VMID, want ...string) {
+	d.t.Helper()
+	d.says(ha.FenceResult{Action: d.given("shoot n3"), Guests: guests}, want...)
+}
+
 func TestOffIsReadTwiceAndApart(t *testing.T) {
 	d := fenceTalk(t, bmc...)
 	d.quiet(2 * second)
@@ -73,7 +80,9 @@ func TestOffIsReadTwiceAndApart(t *testing.T) {
 	d.says3(true, "wake 2.5s") // half a second later
 	d.now = 2500 * time.Millisecond
 	d.says(ha.Tick{}, "ask n3 ipmi", "wake 3s")
-	d.says3(true, "cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3")
+	d.says3(true, "wake 2.5s")
+	d.quiet(2500 * time.Millisecond)
+	d.view("cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3")
 	d.reason("cut n3", "n3 is cut off: ipmi says that n3 has no power")
 }
 
@@ -90,7 +99,8 @@ func TestAnOnBetweenTwoOffsBeginsAnew(t *testing.T) {
 	d.says3(true, "wake 3s")
 	d.quiet(3250 * time.Millisecond)
 	d.view("ask n3 ipmi", "wake 3.35s")
-	d.says3(true, "cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3")
+	d.says3(true, "wake 3.25s")
+	d.view("cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3")
 }
 
 func TestASignOfLifeVoidsAProof(t *testing.T) {
@@ -135,7 +145,8 @@ func TestABMCThatHangsDelaysNothing(t *testing.T) {
 	d.says(ha.FenceResult{Action: ha.AskFence{Node: "n3", Method: "redfish"}, Off: true}, "wake 2.5s")
 	d.quiet(2500 * time.Millisecond)
 	d.view("ask n3 redfish", "wake 3s")
-	d.says(ha.FenceResult{Action: ha.AskFence{Node: "n3", Method: "redfish"}, Off: true}, "cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3")
+	d.says(ha.FenceResult{Action: ha.AskFence{Node: "n3", Method: "redfish"}, Off: true}, "wake 2.5s")
+	d.view("cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3")
 }
 
 func TestWithoutAnAnswerTheLeaseDecides(t *testing.T) {
@@ -151,23 +162,35 @@ func TestWithoutAnAnswerTheLeaseDecides(t *testing.T) {
 func TestABlocklistCoversGuestsAndNotTheNode(t *testing.T) {
 	d := fenceTalk(t, ha.FenceMethod{Name: "ceph", Blocklist: true, Rehearsed: true})
 	d.guest(101, "n3", pveconf.HAStarted)
-	d.v.Guests[1].RBD = true
+	d.guest(102, "n3", pveconf.HAStarted) // on RBD, and an image of it is open elsewhere too
+	d.v.Guests[1].RBD, d.v.Guests[2].RBD = true, true
 	d.quiet(6 * second)
 	d.view("shoot n3 ceph", "wake 6.1s")
-	d.done("shoot n3", 0, "cut n3 epoch 5 by n1 [live 30]", "status vm:101 fence on n3", "wake 6.1s")
+	d.refused([]model.VMID{101}, "wake 6s")
+	d.view("cut n3 epoch 5 by n1 [live 30]", "status vm:101 fence on n3", "wake 6.1s")
 	cut := d.given("cut n3").(ha.Cut)
-	if cut.NewLive.Covers != "rbd" {
+	if cut.NewLive.Covers != "101" {
 		t.Errorf("got %+v", cut.NewLive)
 	}
 	d.says(ha.ActionDone{Action: cut, Revision: 1001}, "wake 6.1s")
 	d.fenced("n3", 1001)
 	m := d.member("n3")
-	m.Live.Covers, m.Silence, m.MayTake = "rbd", 0, true // the observer takes every cut for the end of a lease
+	m.Live.Covers, m.Silence, m.MayTake = "101", 0, true // the observer takes every cut for the end of a lease
 	d.view("move vm:101 n3→n2 [live 1001 conf 101 prot 201 node 2]", "wake 10.52s")
 	d.done("move vm:101", 1002, "wake 10.52s")
 	d.moved(101, "n2", 1002)
 	d.now, m.Silence = 10520*time.Millisecond, 4520*time.Millisecond
-	d.view("move vm:100 n3→n1 [live 1001 conf 100 prot 200 node 1]", "wake 13.02s")
+	d.view("move vm:100 n3→n1 [live 1001 conf 100 prot 200 node 1]", "move vm:102 n3→n1 [live 1001 conf 102 prot 202 node 1]", "wake 13.02s")
+}
+
+func TestANewManagerReadsFromTheCutWhomABlocklistCovers(t *testing.T) {
+	d := fenceTalk(t, ha.FenceMethod{Name: "ceph", Blocklist: true, Rehearsed: true})
+	d.guest(101, "n3", pveconf.HAStarted)
+	d.v.Guests[0].RBD, d.v.Guests[1].RBD = true, true
+	d.fenced("n3", 1001)
+	m := d.member("n3")
+	m.Live.Covers, m.Silence, m.Heard, m.MayTake = "100", second, 3*second, true
+	d.view("move vm:100 n3→n1 [live 1001 conf 100 prot 200 node 1]", "wake 3s")
 }
 
 // An older agent that becomes the manager would take every guest of a node that was cut off for some.
@@ -175,10 +198,9 @@ func TestABlocklistIsNotUsedWhileAMemberDoesNotKnowWhatACutCovers(t *testing.T) 
 	d := fenceTalk(t, ha.FenceMethod{Name: "ceph", Blocklist: true, Rehearsed: true})
 	d.v.Guests[0].RBD = true
 	d.member("n2").Level = 0
-	d.member("n3").Proofs = []ha.Proof{{Method: "ceph", Blocklist: true, Age: second}}
 	d.quiet(7 * second)
 	d.view("wake 7.1s")
-	d.member("n2").Level, d.member("n3").Proofs = ha.Level, nil
+	d.member("n2").Level = ha.Level
 	d.view("shoot n3 ceph", "wake 7.1s")
 }
 
@@ -192,7 +214,7 @@ func TestASignOfLifeAfterAShotWasGivenOutVoidsWhatComesOfIt(t *testing.T) {
 		d.silent("n3", 40*time.Millisecond) // it has booted
 		d.now, d.member("n3").Heard, d.member("n3").LiveRevision = 6100*time.Millisecond, 40*time.Millisecond, 31
 		d.view("wake 8.06s")
-		d.done("shoot n3", 0, "wake 8.06s")
+		d.refused([]model.VMID{100}, "wake 8.06s")
 	})
 	t.Run("a beacon", func(t *testing.T) {
 		d := fenceTalk(t, ceph)
@@ -202,12 +224,13 @@ func TestASignOfLifeAfterAShotWasGivenOutVoidsWhatComesOfIt(t *testing.T) {
 		d.quiet(6500 * time.Millisecond)
 		d.member("n3").Heard = 100 * time.Millisecond
 		d.view("wake 6.6s")
-		d.done("shoot n3", 0, "wake 6.6s")
+		d.refused([]model.VMID{100}, "wake 6.6s")
 		d.quiet(13 * second)
 		d.member("n3").MayTake = false // it would be over by the lease
 		d.member("n3").Heard = 6500 * time.Millisecond
 		d.view("shoot n3 ceph", "wake 13.1s")
-		d.done("shoot n3", 0, "cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3", "wake 13.1s")
+		d.refused([]model.VMID{100}, "wake 13s")
+		d.view("cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3", "wake 13.1s")
 	})
 	t.Run("after it was carried out", func(t *testing.T) {
 		d := fenceTalk(t, bmc...)
@@ -228,7 +251,7 @@ func TestANewManagerWaitsALeaseAfterABlocklistedCut(t *testing.T) {
 	d := fenceTalk(t, ha.FenceMethod{Name: "ceph", Blocklist: true, Rehearsed: true})
 	d.fenced("n3", 1001)
 	m := d.member("n3")
-	m.Live.Covers, m.Silence, m.Heard, m.MayTake = "rbd", second, 7*second, true
+	m.Live.Covers, m.Silence, m.Heard, m.MayTake = "101", second, 7*second, true
 	d.view("wake 9.52s")
 	m.Silence = 10520 * time.Millisecond
 	d.now = 9520 * time.Millisecond
@@ -243,7 +266,7 @@ func TestAGuestThatNobodyGuardedComesBackByAProofOfPower(t *testing.T) {
 	m.Silence, m.Heard, m.MayTake = time.Minute, time.Minute, true
 	d.view("ask n3 ipmi", "status vm:100 recovery on n3")
 	d.reason("status vm:100", "vm:100 is recovery: vm:100 cannot be taken over: not under guard on n3")
-	m.Proofs = []ha.Proof{{Method: "pdu", Age: second}}
+	d.says(ha.FenceResult{Action: d.given("ask n3"), Off: true, Lasted: second}, "wake 1ns")
 	d.view("move vm:100 n3→n1 [live 1001 conf 100 prot 0 node 1]")
 }
 
@@ -268,4 +291,87 @@ func TestNobodyIsShotWhileDisarmed(t *testing.T) {
 	d.v.Statuses[100] = ha.StatusRecord{}
 	d.v.Revision = 2000
 	d.view()
+}
+
+func TestAnAnswerThatReadOffForAsLongAsTwoAreApartIsAProof(t *testing.T) {
+	for _, c := range []struct {
+		lasted time.Duration
+		proved bool
+	}{{500 * time.Millisecond, true}, {499 * time.Millisecond, false}} {
+		d := fenceTalk(t, bmc...)
+		d.quiet(2 * second)
+		d.view("ask n3 ipmi", "wake 3s")
+		ev := ha.FenceResult{Action: d.given("ask n3"), Off: true, Lasted: c.lasted}
+		if !c.proved {
+			d.says(ev, "wake 2.5s")
+			continue
+		}
+		d.says(ev, "wake 2s")
+		d.view("cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3")
+	}
+}
+
+// The agent stood still while answers were under way: by the view before, every node has been silent all the time.
+func TestAnAnswerDecidesNothingByAnOldView(t *testing.T) {
+	for _, answer := range []string{"ask n3", "shoot n3"} {
+		t.Run(answer, func(t *testing.T) {
+			d := fenceTalk(t, ha.FenceMethod{Name: "ipmi", Rehearsed: true}, ha.FenceMethod{Name: "ceph", Blocklist: true, Rehearsed: true})
+			d.guest(101, "n2", pveconf.HAStarted)
+			d.v.Guests[0].RBD = true
+			d.member("n2").Fencing = bmc
+			d.quiet(6 * second)
+			d.view("shoot n3 ipmi", "ask n3 ipmi", "shoot n3 ceph", "wake 6.1s")
+			d.now = time.Minute
+			if answer == "ask n3" {
+				d.says(ha.FenceResult{Action: ha.AskFence{Node: "n3", Method: "ipmi"}, Off: true, Lasted: second}, "wake 1m0s")
+				return
+			}
+			d.says(ha.FenceResult{Action: ha.Shoot{Node: "n3", Method: "ceph", Blocklist: true}, Guests: []model.VMID{100}}, "wake 1m0s")
+		})
+	}
+}
+
+func TestANodeWhoseBeaconsNobodyHeardIsAskedAndNeverShot(t *testing.T) {
+	d := fenceTalk(t, bmc...)
+	d.quiet(8 * second)
+	d.member("n3").Beacons = false
+	d.view("ask n3 ipmi", "wake 8.1s")
+	d.says(ha.FenceResult{Action: d.given("ask n3"), Off: true, Lasted: second}, "wake 8s")
+	d.view("cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3")
+}
+
+func TestAMethodOfAHigherOrderShootsWhenTheLowerOnesHaveFailedOrAreOfNoUse(t *testing.T) {
+	pdu := ha.FenceMethod{Name: "pdu", Rehearsed: true, Order: 1}
+	t.Run("failed", func(t *testing.T) {
+		d := fenceTalk(t, pdu, ha.FenceMethod{Name: "ipmi", Rehearsed: true})
+		d.quiet(6 * second)
+		d.view("ask n3 pdu", "shoot n3 ipmi", "ask n3 ipmi", "wake 6.1s")
+		d.failed("shoot n3", ha.FailConflict, "the lease is too short", "wake 6.1s")
+		d.quiet(6900 * time.Millisecond)
+		d.view("wake 7s")
+		d.quiet(7 * second)
+		d.view("shoot n3 ipmi", "wake 7.1s")
+		d.failed("shoot n3", ha.FailOther, "it is on fire", "wake 7.1s")
+		d.quiet(7100 * time.Millisecond)
+		d.view("shoot n3 pdu", "wake 7.2s")
+	})
+	t.Run("worthless", func(t *testing.T) {
+		d := fenceTalk(t, pdu, ha.FenceMethod{Name: "ipmi"})
+		d.quiet(6 * second)
+		d.view("shoot n3 pdu", "ask n3 pdu", "wake 6.1s")
+	})
+	t.Run("a blocklist for guests on no RBD", func(t *testing.T) {
+		d := fenceTalk(t, pdu, ha.FenceMethod{Name: "ceph", Blocklist: true, Rehearsed: true})
+		d.quiet(6 * second)
+		d.view("shoot n3 pdu", "ask n3 pdu", "wake 6.1s")
+	})
+	t.Run("a blocklist that covers a part", func(t *testing.T) {
+		d := fenceTalk(t, pdu, ha.FenceMethod{Name: "ceph", Blocklist: true, Rehearsed: true})
+		d.guest(101, "n3", pveconf.HAStarted)
+		d.v.Guests[1].RBD = true
+		d.quiet(6 * second)
+		d.view("ask n3 pdu", "shoot n3 ceph", "wake 6.1s")
+		d.refused([]model.VMID{101}, "wake 6s")
+		d.view("shoot n3 pdu", "cut n3 epoch 5 by n1 [live 30]", "status vm:101 fence on n3", "wake 6.1s")
+	})
 }

@@ -68,22 +68,22 @@ func (s State) Step(now time.Duration, ev Event) (State, []Action) {
 			if ev.Revision > s.view.Revision {
 				s.view.Manager, s.view.ManagerRevision = a.Manager, ev.Revision
 			}
+			return s, s.lookNow(now)
 		case Shoot:
 			s.shot(a)
-		default:
-			return s, s.wakeAgain(0) // what it has changed comes with a view
 		}
+		return s, s.wakeAgain(0) // what it has changed comes with a view
 	case FenceResult:
 		s.ledger.done(ActionDone{Action: ev.Action})
-		if next, proved := s.answered(now, ev); !proved {
-			return s, s.wakeAgain(next)
+		next, proved := s.answered(now, ev)
+		if proved {
+			return s, s.lookNow(now)
 		}
+		return s, s.wakeAgain(next)
 	case ActionFailed:
 		retry := now + s.retry(ev.Action)
 		s.ledger.failed(ev.Action, retry)
-		if a, ok := ev.Action.(AskFence); ok {
-			s.unanswered(a)
-		}
+		s.fenceFailed(ev)
 		return s, s.wakeAgain(retry)
 	}
 	actions := s.decide(now)
@@ -102,6 +102,13 @@ func (s *State) retry(a Action) time.Duration {
 		return 4 * s.p.Retry // a BMC is slow
 	}
 	return s.p.Retry
+}
+
+// lookNow asks for a view at once. Nothing is decided on the one before: it tells how silent the nodes were when it was made, and an agent
+// that stood still since then would take all of them for dead.
+func (s *State) lookNow(now time.Duration) []Action {
+	s.next = max(now, 1)
+	return s.wakeAgain(0)
 }
 
 // wakeAgain repeats the last wake, or asks for an earlier one.

@@ -268,7 +268,9 @@ func TestAgentTakesTheManagersKeyWhenItsNodeIsSilent(t *testing.T) {
 	d.now = 11 * time.Second
 	d.silent("n3", 11*time.Second)
 	d.view()
-	d.done("take manager", 1001, "cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3")
+	d.done("take manager", 1001, "wake "+d.now.String())
+	d.v.Manager, d.v.ManagerRevision, d.v.Revision = model.Manager{Node: "n1", Term: 2}, 1001, 1001
+	d.view("cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3")
 }
 
 func TestANewManagerGoesOnWithHalfMovedGuests(t *testing.T) {
@@ -278,7 +280,9 @@ func TestANewManagerGoesOnWithHalfMovedGuests(t *testing.T) {
 	d.guest(101, "n3", pveconf.HAStarted) // not yet
 	d.fenced("n3", 990)
 	d.view("take manager as n1 term 2 [manager 5]")
-	d.done("take manager", 1001, "move vm:101 n3→n1 [live 990 conf 101 prot 201 node 1]", "wake 2.5s")
+	d.done("take manager", 1001, "wake 1ns")
+	d.v.Manager, d.v.ManagerRevision, d.v.Revision = model.Manager{Node: "n1", Term: 2}, 1001, 1001
+	d.view("move vm:101 n3→n1 [live 990 conf 101 prot 201 node 1]", "wake 2.5s")
 }
 
 func TestAnAgentThatLosesTheRaceForTheKeyWatches(t *testing.T) {

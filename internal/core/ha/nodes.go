@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/place"
 )
 
@@ -20,6 +21,8 @@ type node struct {
 	covers   string
 	why      string
 	powerOff bool
+	// refused are the guests that a storage is proved to keep from writing, by this manager's proofs.
+	refused []model.VMID
 	// frozen says why its guests are left as they are, "" if they are not.
 	frozen string
 	// leaving says why its guests are to leave, shun why none is to come, "" each if not so.
@@ -79,7 +82,8 @@ func (d *decision) mayTake(n *node) {
 	if n.Name == d.self || n.LiveRevision == 0 || n.frozen != "" || n.disarm != Armed {
 		return
 	}
-	pr := d.proof(n)
+	var pr proven
+	pr, n.refused = d.proof(n)
 	n.powerOff = pr.method != "" && !pr.blocklist
 	switch {
 	case n.Live.Fenced:
@@ -92,7 +96,7 @@ func (d *decision) mayTake(n *node) {
 	case pr.method != "":
 		n.take, n.why = true, pr.sentence(n.Name)
 		if pr.blocklist {
-			n.covers = coversRBD
+			n.covers = model.CoversGuests(n.refused)
 		}
 	}
 }

@@ -283,13 +283,6 @@ type FenceMethod struct {
 	Blocklist bool
 	// Rehearsed: the last rehearsal went well. One that did not proves nothing and is not used.
 	Rehearsed bool
-}
-
-// Proof is a proof of a member's death that the agent has found by itself.
-type Proof struct {
-	Method string
-	// Blocklist: it covers guests with all writable disks on RBD alone.
-	Blocklist bool
-	// Age is how long ago it was found. A sign of life since then voids it.
-	Age time.Duration
+	// Order: methods of the same order shoot at once, those of a higher one when the lower ones have failed or cannot.
+	Order int
 }

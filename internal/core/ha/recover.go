@@ -39,7 +39,7 @@ type placed struct {
 
 // plan is where the guests of lost nodes go.
 type plan struct {
-	lost   map[string][]placed // by node that may be taken or soon may, not fenced: those that can move
+	lost   map[string][]placed // by node that may be taken or soon may: those that can move, and not by its cut
 	fenced []placed            // of fenced nodes: those that can move now
 	stuck  []placed            // those that cannot, with the reason
 	// held counts the guests that want to be brought back, by node; unguarded names nodes with one that was not under guard.
@@ -68,7 +68,7 @@ func (d *decision) plan() plan {
 		case to == "":
 		case n.Live.Fenced && n.take && d.covered(n, g):
 			p.fenced = append(p.fenced, pl)
-		case !n.Live.Fenced:
+		default:
 			p.lost[n.Name] = append(p.lost[n.Name], pl)
 		}
 	}
@@ -84,7 +84,8 @@ func startOrder(r Resource) uint { return uint(r.Order) - 1 }
 
 // covered: the cut of n lets this guest be taken already.
 func (d *decision) covered(n *node, g Guest) bool {
-	return n.covers == "" || n.covers == coversRBD && g.RBD
+	named := n.Live.Fenced && n.Live.CoversGuest(g.VMID) || slices.Contains(n.refused, g.VMID)
+	return n.covers == "" || g.RBD && named
 }
 
 // lostGuests are the guests of lost nodes that may be taken, now or soon; those that may never are stuck.
@@ -203,9 +204,7 @@ func (d *decision) movedTo(g Guest) (string, bool) {
 // cut fences a node whose lease is over or whose death is proved, if that brings back at least one guest. Else the node is
 // better left alone: should it come back, its guests go on where they were.
 func (d *decision) cut(n *node, guests []placed, holds string) {
-	if n.covers == coversRBD {
-		guests = slices.DeleteFunc(slices.Clone(guests), func(g placed) bool { return !g.guest.RBD })
-	}
+	guests = slices.DeleteFunc(slices.Clone(guests), func(g placed) bool { return !d.covered(n, g.guest) })
 	why := n.why
 	switch {
 	case len(guests) > 0:

@@ -357,7 +357,7 @@ func (s *stage) view(self *actor) ha.View {
 		}
 		m.Load.CPU += 0.001 // the host's own
 		m.MayTake = m.Silence >= ha.DefaultParams().TakeAfter || m.Live.Left
-		m.Heard, m.Fencing = m.Silence+time.Millisecond, s.fencing
+		m.Heard, m.Beacons, m.Fencing = m.Silence+time.Millisecond, true, s.fencing
 		m.Request, m.Mode = at[ha.NodeRequest](s, model.HARequestPrefix+a.name), at[ha.NodeMode](s, model.HANodePrefix+a.name)
 		m.Health = at[ha.NodeHealth](s, model.HAHealthPrefix+a.name)
 		h := s.store.kv[model.HAHistoryPrefix+a.name]

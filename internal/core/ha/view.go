@@ -29,8 +29,8 @@ type Params struct {
 	BackoffFirst, BackoffMax time.Duration
 	// Stable: a guest that ran for so long starts again without a wait.
 	Stable time.Duration
-	// Ask: a node not heard of by any path for so long is asked for a proof of its death, AskEvery so often. Two answers that are
-	// Confirm apart, and no sign of life in between or after, are one.
+	// Ask: a node not heard of by any path for so long is asked for a proof of its death, AskEvery so often. Off that was
+	// read for Confirm, by one answer or by two, with no sign of life in between or after, is one.
 	Ask, AskEvery, Confirm time.Duration
 	// FenceDelay: a node not heard of by any path for so long is shot, if a guest would be recovered by it.
 	FenceDelay time.Duration
@@ -112,13 +112,14 @@ type Member struct {
 	Why     string
 	// Wait is how long the silence must last yet for MayTake, if that is all that is missing and it is known; 0 else. It saves the polling.
 	Wait time.Duration
-	// Heard is the time since the last sign of life by any path: a renewal, a beacon on either network, a storage watcher. It
+	// Heard is the time since the last sign of life by any path: a renewal, or a beacon on either network. It
 	// counts only where Fencing is used; an agent that leaves it 0 never shoots.
 	Heard time.Duration
+	// Beacons: this agent listens to beacons and has heard one of this member's. Renewals alone cannot tell a member that is silent from an agent that stood
+	// still, so without it the member is asked for and never shot.
+	Beacons bool
 	// Fencing are the configured ways to prove the member dead, in the order of their use.
 	Fencing []FenceMethod
-	// Proofs are those that the agent has found by itself.
-	Proofs []Proof
 	// Request, Mode, Health and History are the records of the member; a record that is not there is its zero value.
 	Request         NodeRequest
 	Mode            NodeMode
@@ -160,7 +161,7 @@ type Guest struct {
 	Unmeasured bool
 	// Lock is the guest's configuration lock, "" if there is none. Such a guest is not moved by choice.
 	Lock string
-	// RBD: all its writable disks are on RBD, so that a blocklist entry alone proves that its old QEMU writes nothing.
+	// RBD: all its writable disks are on RBD, so that a blocklist entry can prove that its old QEMU writes nothing.
 	RBD bool
 	// NoLive says why it cannot migrate while it runs, "" if it can. It is relocated instead, as each ct is.
 	NoLive string
@@ -309,12 +310,15 @@ const (
 // comes at once, before a view without the process.
 type ProcessGone struct{ VMID model.VMID }
 
-// FenceResult is the outcome of AskFence, instead of ActionDone.
+// FenceResult is the outcome of AskFence, and of Shoot by a blocklist, instead of ActionDone.
 type FenceResult struct {
-	Action AskFence
-	// Off: the method says that the node has no power. Everything else, errors included, is no answer and changes nothing.
+	Action Action
+	// Off: the method says that the node has no power. Everything else, errors included, is no answer and changes nothing. Lasted is how long
+	// it was read for, between the first reading and the last: 0 if it was read once.
 	Off    bool
-	Reason string
+	Lasted time.Duration
+	// Guests are those that the storage was seen to keep from writing, and that no other client has open.
+	Guests []model.VMID
 }
 
 func (FenceResult) isEvent()  {}

@@ -306,7 +306,7 @@ func (w *world) view(d *director, kv map[string]entry) ha.View {
 			Name: m.name, Revision: kv[model.NodePrefix+m.name].revision, MemoryMiB: 16384,
 			Live: live.value.(model.Live), LiveRevision: live.revision, Silence: silence,
 			MayTake: silence >= takeWait && !live.value.(model.Live).Fenced || live.value.(model.Live).Left, Why: "its lease is over",
-			Heard: silence, Fencing: []ha.FenceMethod{{Name: "bmc", Rehearsed: true}}, Storages: nil,
+			Heard: silence, Beacons: true, Fencing: []ha.FenceMethod{{Name: "bmc", Rehearsed: true}}, Storages: nil,
 			Request: requestIn(kv, m.name), Mode: modeIn(kv, m.name),
 		})
 	}

@@ -9,7 +9,9 @@ package model
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -91,13 +93,27 @@ type Live struct {
 	Fenced bool `json:"fenced,omitempty"`
 	// By names the node that made the cut.
 	By string `json:"by,omitempty"`
-	// Covers says which guests the proof behind the cut covers: "" all of them, "rbd" those alone whose writable disks
-	// are all on RBD; the others may be taken when the lease is over. It means something only while Fenced is set.
+	// Covers says which guests the proof behind the cut covers: "" all of them, else those alone that it names ("100,101"), because a storage
+	// keeps them from writing; the others may be taken when the lease is over. It means something only while Fenced is set.
 	Covers string `json:"covers,omitempty"`
 	// Online is when this incarnation of the node registered, Unix seconds by its own clock.
 	Online int64 `json:"online"`
 	// Left means that the node stopped in good order, with no guest running.
 	Left bool `json:"left,omitempty"`
+}
+
+// CoversGuests is Live.Covers of a proof about these guests alone.
+func CoversGuests(ids []VMID) string {
+	var names []string
+	for _, id := range slices.Compact(slices.Sorted(slices.Values(ids))) {
+		names = append(names, id.String())
+	}
+	return strings.Join(names, ",")
+}
+
+// CoversGuest says whether the proof behind the cut covers a guest.
+func (l Live) CoversGuest(id VMID) bool {
+	return l.Covers == "" || slices.Contains(strings.Split(l.Covers, ","), id.String())
 }
 
 // Protected says that every QEMU process of a guest on Node runs under the

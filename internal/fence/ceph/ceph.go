@@ -123,8 +123,9 @@ func (b *Blocklist) Rehearse(ctx context.Context) error {
 	return nil
 }
 
-// Release takes the lasting entries of the node back. dead must be of this node.
-func (b *Blocklist) Release(ctx context.Context, dead fence.Dead) error {
+// Release takes the lasting entries of the node back. dead must be of this node. still is asked right before each is taken back, and none is once it
+// returns an error: an entry has no owner, and a newer one has the same name.
+func (b *Blocklist) Release(ctx context.Context, dead fence.Dead, still func(context.Context) error) error {
 	if dead.Node != b.cfg.Node || dead.Epoch == 0 {
 		return fmt.Errorf("release %s: there is no word that its guests are dead", b.cfg.Node)
 	}
@@ -139,6 +140,9 @@ func (b *Blocklist) Release(ctx context.Context, dead fence.Dead) error {
 	var errs []error
 	for _, e := range entries {
 		if slices.Contains(addresses, e.ip) && e.until.Sub(b.cfg.Wall()) > lasting {
+			if err := still(ctx); err != nil {
+				return errors.Join(append(errs, fmt.Errorf("release %s: %w", b.cfg.Node, err))...)
+			}
 			_, err := b.ceph(ctx, "osd", "blocklist", "rm", e.client)
 			errs = append(errs, err)
 		}

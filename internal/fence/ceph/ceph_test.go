@@ -124,6 +124,8 @@ func TestANodeWithoutAddressIsNotRefusedByHalf(t *testing.T) {
 	}
 }
 
+func agreed(context.Context) error { return nil }
+
 func TestEntriesAreTakenBackOnlyOnceTheGuestsAreDeadAndOnlyOurs(t *testing.T) {
 	c, cfg := setUp(t)
 	b := ceph.New(cfg)
@@ -134,12 +136,16 @@ func TestEntriesAreTakenBackOnlyOnceTheGuestsAreDeadAndOnlyOurs(t *testing.T) {
 	c.Block("10.77.0.11:0/77", 3600)   // Ceph's own
 	before := c.Blocked()
 	for _, dead := range []fence.Dead{{}, {Node: "n1"}, {Node: "n2", Epoch: 3}} {
-		if err := b.Release(t.Context(), dead); err == nil || !cmp.Equal(before, c.Blocked()) {
+		if err := b.Release(t.Context(), dead, agreed); err == nil || !cmp.Equal(before, c.Blocked()) {
 			t.Errorf("%+v: %v", dead, err)
 		}
 	}
+	shot := errors.New("it was shot again")
+	if err := b.Release(t.Context(), fence.Dead{Node: "n1", Epoch: 3}, func(context.Context) error { return shot }); !errors.Is(err, shot) || !cmp.Equal(before, c.Blocked()) {
+		t.Errorf("a node that was shot meanwhile: %v", err)
+	}
 	for range 2 {
-		if err := b.Release(t.Context(), fence.Dead{Node: "n1", Epoch: 3}); err != nil {
+		if err := b.Release(t.Context(), fence.Dead{Node: "n1", Epoch: 3}, agreed); err != nil {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff([]string{"10.77.0.12:0/0", "10.77.0.11:0/77"}, c.Blocked()); diff != "" {
