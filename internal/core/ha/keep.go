@@ -20,6 +20,7 @@ func (w *Worker) decide(now time.Duration) []Action {
 		return []Action{Wake{at}}
 	}
 	o := outbox{ledger: w.ledger, now: now}
+	w.awaitArming(&o)
 	mine := make(map[model.VMID]bool, len(w.view.Guests))
 	for _, g := range w.inOrder() {
 		mine[g.VMID] = true
@@ -32,6 +33,17 @@ func (w *Worker) decide(now time.Duration) []Action {
 	}
 	w.release(&o, mine)
 	return o.actions()
+}
+
+// awaitArming is as the manager's.
+func (w *Worker) awaitArming(o *outbox) {
+	for _, left := range []time.Duration{
+		endsIn(w.view.Mode.Disarm, w.view.Mode.Until, w.view.Unix), endsIn(w.view.Request.Disarm, w.view.Request.Until, w.view.Unix),
+	} {
+		if left > 0 {
+			o.wake(o.now + left)
+		}
+	}
 }
 
 // inOrder are the guests as they start; the view's own order where nothing is said.

@@ -63,6 +63,21 @@ func (d *workerTalk) view(want ...string) {
 	d.says(v, want...)
 }
 
+// A worker that is alone with its guest gets no view but when it asks.
+func TestWorkerProtectsItsGuestsAgainWhenADisarmingEndsByItself(t *testing.T) {
+	d := talkToWorker(t)
+	d.guest(100, pveconf.HAStarted)
+	d.runs(100)
+	d.v.Unix, d.v.Mode = 1000, ha.Mode{Disarm: ha.DisarmFreeze, Until: 1010}
+	d.view("unacknowledge vm:100 [prot 200]", "wake 10s")
+	d.done("unacknowledge vm:100", 1001, "wake 10s")
+	delete(d.v.Protected, 100)
+	d.v.Revision, d.v.Processes[100] = 1001, ha.Process{}
+	d.view("wake 10s")
+	d.now, d.v.Unix = 10*time.Second, 1010
+	d.view("acknowledge vm:100 [prot 0 conf 100] written false")
+}
+
 // started answers the start of a guest and shows it running.
 func (d *workerTalk) started(id model.VMID) {
 	d.t.Helper()
