@@ -349,6 +349,7 @@ func (a *Agent) activate(m *member) error {
 	m.arrivals.resolveInterrupted(m.ctx)
 	m.wg.Go(func() { m.live.Run(m.ctx) })
 	m.wg.Go(func() { m.manager.run(m.ctx) })
+	m.wg.Go(func() { m.manager.keepReadable(m.ctx) })
 	m.wg.Go(func() { m.worker.run(m.ctx) })
 	m.wg.Go(func() { m.watchAble(m.ctx) })
 	m.wg.Go(func() { m.fencing.run(m.ctx) })
