@@ -115,8 +115,8 @@ func (w *Worker) keep(o *outbox, g Guest) {
 		return
 	}
 	if !w.managed(g) {
-		if prot.Node == w.self {
-			w.act(o, Unacknowledge{g.VMID, prot.Revision, w.whyUnmanaged()})
+		if prot.Node == w.self || prot.Revision == 0 && w.view.Processes[g.VMID].Guarded {
+			w.act(o, Unacknowledge{g.VMID, prot.Revision, w.whyUnmanaged()}) // also when the record is gone and the guard did not answer
 		}
 		return
 	}
@@ -156,7 +156,7 @@ func (w *Worker) next(o *outbox, g Guest, state pveconf.HAState, prot Protected)
 	switch {
 	case runs && p.State == ProcessIncoming:
 		return Discard{g.VMID, true, "it waits for a migration that was decided otherwise"}
-	case g.Local != "" && prot.Node == w.self:
+	case g.Local != "" && (prot.Node == w.self || prot.Revision == 0 && p.Guarded):
 		return Unacknowledge{g.VMID, prot.Revision, "only this node has " + g.Local}
 	case g.Local == "" && prot.Node != w.self && w.heldElsewhere(prot):
 		return nil // its worker gives it up first
