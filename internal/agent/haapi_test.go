@@ -245,6 +245,20 @@ func TestACommandIsARecordAndOneThatRulesForbidIsNone(t *testing.T) {
 	}
 }
 
+// It would strike when the disarming ends, and nobody would think of it then.
+func TestNoStopIsTakenWhileHAIsDisarmed(t *testing.T) {
+	n := askedNode(t, 100)
+	before := n.get(haResourcesKey)
+	must(t, n.m.roles.Control.Disarm(t.Context(), api.HADisarm{Mode: "freeze", For: time.Minute}))
+	n.follow()
+	if err := n.m.roles.Control.StopService(t.Context(), "vm:100", 0); !errors.Is(err, model.ErrBusy) {
+		t.Errorf("got %v", err)
+	}
+	if n.get(haResourcesKey) != before || n.get(model.HACommandPrefix+"vm:100") != "" {
+		t.Error("something was written")
+	}
+}
+
 // The requested state and the time that the stop may take are written together, or not at all.
 func TestAStopIsOneTransactionAndRepeatedAfterAConflict(t *testing.T) {
 	n := askedNode(t, 100)

@@ -71,6 +71,9 @@ func (h *haAPI) StopService(ctx context.Context, sid string, timeout time.Durati
 	if err != nil {
 		return err
 	}
+	if h.picture().Disarmed(id) {
+		return model.Errorf(model.ErrBusy, "%s cannot be stopped by HA: HA is disarmed, and it would go down when that ends", id.SID())
+	}
 	what := "stop " + id.SID()
 	for range editTries {
 		file, err := read(ctx, h.st, haResourcesKey)

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,6 +24,7 @@ import (
 // ending is this node's orderly end: it says so in the store before anything stops, its guests leave or stop by the policy
 // of datacenter.cfg, and then the node leaves, so that nobody need wait for its lease. An end of the agent alone is none: guests run on.
 type ending struct {
+	ctx     context.Context // the membership's: whatever is under way ends with it
 	node    string
 	boot    string // boot id
 	log     *slog.Logger
@@ -38,12 +41,15 @@ type ending struct {
 	kick func()
 	// power brings the machine down.
 	power func(ctx context.Context, reboot bool) error
+	// goesDown says whether the machine is on its way down. When it has not been for patience, the node serves again.
+	goesDown func(ctx context.Context) bool
+	patience time.Duration
 	// stop ends a guest's process.
 	stop func(ctx context.Context, id model.VMID, p *proc, logf func(string, ...any)) error
 
 	mu   sync.Mutex
-	upid string // the task that ends the node, or has ended it; "" for none. guarded by mu
-	wg   sync.WaitGroup
+	upid string         // the task that ends the node, or has ended it; "" for none. guarded by mu
+	wg   sync.WaitGroup // the tasks too
 }
 
 // leaver has this node's liveness record say that it left in order; *liveness.Liveness is one.
@@ -59,6 +65,10 @@ const (
 	endRetry = time.Second
 	// leaveLimit bounds the last word: without it the others wait for the lease.
 	leaveLimit = 10 * time.Second
+	// standPatience is how long a machine whose node has ended may do nothing: whoever drained it has begun to bring it down by then.
+	standPatience = 5 * time.Minute
+	// standChecks is how often it is looked meanwhile.
+	standChecks = 20
 )
 
 // EndNode ends this node in order, and then the machine. It returns when that has begun.
@@ -67,7 +77,7 @@ func (e *ending) EndNode(ctx context.Context, reboot bool) error {
 	if err != nil {
 		return err
 	}
-	e.wg.Go(func() { e.finish(context.WithoutCancel(ctx), upid, reboot) })
+	e.wg.Go(func() { e.finish(upid, reboot) })
 	return nil
 }
 
@@ -81,15 +91,15 @@ func (e *ending) DrainNode(ctx context.Context, reboot bool) error {
 	return e.tasks.Wait(ctx, upid)
 }
 
-// finish brings the machine down when the node is through with its end.
-func (e *ending) finish(ctx context.Context, upid string, reboot bool) {
-	err := e.tasks.Wait(ctx, upid)
-	if err == nil {
-		err = e.power(ctx, reboot)
+// finish brings the machine down when the node is through with its end. If the end was taken back the task has seen to that.
+func (e *ending) finish(upid string, reboot bool) {
+	if err := e.tasks.Wait(e.ctx, upid); err != nil {
+		e.log.Info("the machine stays up: its node did not end", "reboot", reboot, "err", err)
+		return
 	}
-	if err != nil && !errors.Is(err, move.ErrAbandoned) {
-		e.log.Error("the node does not go down", "reboot", reboot, "err", err)
-		e.serveAgain(ctx)
+	if err := e.power(e.ctx, reboot); err != nil && e.ctx.Err() == nil {
+		e.log.Error("the machine does not go down: its node serves again", "reboot", reboot, "err", err)
+		e.serveAgain(upid)
 	}
 }
 
@@ -104,21 +114,56 @@ func (e *ending) begin(reboot bool) (string, error) {
 	if reboot {
 		end, typ = ha.EndsReboot, "nodereboot"
 	}
+	e.wg.Add(1)
 	upid, err := e.tasks.Start(typ, e.node, func(ctx context.Context, t *task.Task) error {
-		err := e.drain(ctx, end, t)
-		switch {
-		case err == nil:
-		case errors.Is(context.Cause(ctx), move.ErrAbandoned):
-			return move.ErrAbandoned // the agent ends, and perhaps the machine with it
-		default:
-			e.serveAgain(context.WithoutCancel(ctx)) // a person cancelled it
-		}
-		return err
+		defer e.wg.Done()
+		return e.run(ctx, end, t)
 	})
-	if err == nil {
-		e.upid = upid
+	if err != nil {
+		e.wg.Done()
+		return "", err
 	}
-	return upid, err
+	e.upid = upid
+	return upid, nil
+}
+
+// run is the task. It ends with the membership as it does with the agent: nobody's worker says any more when the node may go.
+func (e *ending) run(ctx context.Context, end ha.NodeEnd, t *task.Task) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(e.ctx, func() { cancel(move.ErrAbandoned) })()
+	err := e.drain(ctx, end, t)
+	switch {
+	case err == nil:
+		e.wg.Go(func() { e.stand(t.UPID()) })
+	case errors.Is(context.Cause(ctx), move.ErrAbandoned):
+		return move.ErrAbandoned // the agent ends, and perhaps the machine with it
+	default:
+		e.serveAgain(t.UPID()) // a person cancelled it
+	}
+	return err
+}
+
+// stand has a node that ended serve again when its machine stays up.
+func (e *ending) stand(upid string) {
+	for idle := 0; idle < standChecks; idle++ {
+		sleep(e.ctx, e.patience/standChecks)
+		if e.ctx.Err() != nil || !e.isEnd(upid) {
+			return
+		}
+		if e.goesDown(e.ctx) {
+			idle = 0
+		}
+	}
+	e.log.Error("the machine did not go down: its node serves again", "after", e.patience)
+	e.serveAgain(upid)
+}
+
+// isEnd: that task is what ended the node, and was not taken back.
+func (e *ending) isEnd(upid string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.upid == upid
 }
 
 // drain is the orderly end.
@@ -127,13 +172,13 @@ func (e *ending) drain(ctx context.Context, end ha.NodeEnd, t *task.Task) error 
 	e.closing(true)
 	rev, lonely := e.announce(ctx, end, t)
 	ordinary := make(chan error, 1)
-	e.wg.Go(func() { ordinary <- e.stopAll(ctx, t, e.isOrdinary) })
+	e.wg.Go(func() { ordinary <- e.stopAll(ctx, t, e.ordinary) })
 	err := e.awaitWorker(ctx, rev, lonely, t)
 	if err := errors.Join(err, <-ordinary); err != nil {
 		return err
 	}
 	e.starter.closed.Store(true)
-	if err := e.stopAll(ctx, t, func(model.VMID) bool { return true }); err != nil {
+	if err := e.stopAll(ctx, t, everyGuest); err != nil {
 		return err
 	}
 	if lonely {
@@ -195,21 +240,24 @@ func (e *ending) awaitWorker(ctx context.Context, rev int64, lonely bool, t *tas
 	return ctx.Err()
 }
 
-// isOrdinary: the guest is not HA's to stop.
-func (e *ending) isOrdinary(id model.VMID) bool {
-	_, managed := e.worker.view().Resources[id]
-	return !managed
+// ordinary says which guests are not HA's to stop: none while nobody knows, because the configuration cannot be read.
+func (e *ending) ordinary() func(model.VMID) bool {
+	managed, err := e.worker.resources()
+	return func(id model.VMID) bool { return err == nil && !managed(id) }
 }
 
+func everyGuest() func(model.VMID) bool { return func(model.VMID) bool { return true } }
+
 // stopAll ends the guests of this node that which names: at the same time, each by a shutdown and, when that takes too long, hard.
-func (e *ending) stopAll(ctx context.Context, t *task.Task, which func(model.VMID) bool) error {
+// which is asked again at each look.
+func (e *ending) stopAll(ctx context.Context, t *task.Task, which func() func(model.VMID) bool) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	begun := map[model.VMID]bool{}
 	for ctx.Err() == nil {
-		left := 0
+		left, concerned := 0, which()
 		for id, p := range e.procs.list() {
-			if !which(id) {
+			if !concerned(id) {
 				continue
 			}
 			left++
@@ -229,7 +277,7 @@ func (e *ending) stopAll(ctx context.Context, t *task.Task, which func(model.VMI
 				}
 			})
 		}
-		if left == 0 && !e.starting(which) {
+		if left == 0 && !e.starting(concerned) {
 			return nil
 		}
 		sleep(ctx, endPace)
@@ -255,38 +303,42 @@ func (e *ending) starting(which func(model.VMID) bool) bool {
 	return false
 }
 
-// serveAgain takes an end back: the machine did not go down.
-func (e *ending) serveAgain(ctx context.Context) {
+// serveAgain takes the end by that task back, once: the node's record lives, guests may come, and the word is deleted. An end that begins
+// meanwhile is another one.
+func (e *ending) serveAgain(upid string) {
 	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.upid != upid {
+		return
+	}
 	e.upid = ""
-	e.mu.Unlock()
 	e.starter.closed.Store(false)
 	e.closing(false)
 	e.live.Return()
-	ctx, cancel := context.WithTimeout(ctx, leaveLimit)
-	defer cancel()
-	e.forget(ctx)
+	e.wg.Go(e.forget)
 }
 
-// forget deletes what an earlier life, or an end that was taken back, said of how this node ends.
-func (e *ending) forget(ctx context.Context) {
+// forget deletes what an earlier life, or an end that was taken back, said of how this node ends; it tries until it can. The word of an
+// end that has begun meanwhile stays.
+func (e *ending) forget() {
 	key := model.HANodePrefix + e.node
-	for ctx.Err() == nil {
-		rec, err := mirror.Read[ha.NodeMode](ctx, e.st, key)
-		if err == nil && rec.Revision == 0 {
+	for e.ctx.Err() == nil {
+		rec, err := mirror.Read[ha.NodeMode](e.ctx, e.st, key)
+		// Whoever has written since then was seen by this look before it wrote, and whoever writes after it changes the revision.
+		if err == nil && (rec.Revision == 0 || !e.isEnd("")) {
 			return
 		}
 		if err == nil {
-			_, err = e.st.Txn(ctx, store.Txn{If: []store.Cond{{Key: key, Revision: rec.Revision}}, Then: []store.Op{store.Delete(key)}})
+			_, err = e.st.Txn(e.ctx, store.Txn{If: []store.Cond{{Key: key, Revision: rec.Revision}}, Then: []store.Op{store.Delete(key)}})
 		}
 		if err == nil {
 			return
 		}
-		sleep(ctx, endRetry)
+		sleep(e.ctx, endRetry)
 	}
 }
 
-// wait returns when nothing of it runs any more; those that wait for a task end when the list of tasks is stopped.
+// wait returns when nothing of it runs any more; everything ends with the membership's context.
 func (e *ending) wait() { e.wg.Wait() }
 
 // endMachine has systemd bring the machine down, or does it itself where there is none.
@@ -304,4 +356,21 @@ func endMachine(ctx context.Context, reboot bool) error {
 		return fmt.Errorf("systemctl %s: %w", verb, err)
 	}
 	return nil
+}
+
+// machineGoesDown says whether systemd is bringing the machine down, in the words by which the unit sauh-drain tells. Where that cannot be
+// asked, rather yes: a node that serves while its machine goes down is lost like one that crashed.
+func machineGoesDown(ctx context.Context) bool {
+	if _, err := os.Stat("/run/systemd/system"); errors.Is(err, fs.ErrNotExist) {
+		return false // it would have gone at once
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	jobs, err := sys.Output(ctx, "systemctl", "list-jobs", "--no-legend", "--plain")
+	return err != nil || goingDown(string(jobs))
+}
+
+// goingDown: systemd's jobs end the machine.
+func goingDown(jobs string) bool {
+	return slices.ContainsFunc([]string{"reboot.target", "kexec.target", "poweroff.target", "halt.target"}, func(t string) bool { return strings.Contains(jobs, t) })
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -116,10 +117,7 @@ func TestANodeWhoseMachineDoesNotGoDownServesAgain(t *testing.T) {
 	n.power = errors.New("systemd is in trouble")
 	must(t, n.m.ending.EndNode(t.Context(), false))
 	eventually(t, "the machine was to go down", func() bool { return len(n.diary()) == 2 })
-	eventually(t, "the node serves again", func() bool {
-		_, valid := n.m.live.Valid()
-		return valid && !n.live().Left && n.get(model.HANodePrefix+"n1") == "" && !n.m.starter.closed.Load() && !n.m.arrivals.leaving.Load()
-	})
+	eventually(t, "the node serves again", n.serves)
 	n.power = nil
 	must(t, n.m.ending.EndNode(t.Context(), false)) // and can end
 	eventually(t, "the machine goes down", func() bool { return len(n.diary()) == 3 })
@@ -138,11 +136,125 @@ func TestAnAgentThatStopsWhileItsNodeEndsLeavesTheWordStanding(t *testing.T) {
 	if n.get(model.HANodePrefix+"n1") == "" || n.live().Left || len(n.diary()) > 1 {
 		t.Errorf("it did %v, the word is %q, left %v", n.diary(), n.get(model.HANodePrefix+"n1"), n.live().Left)
 	}
-	n.m.ending.forget(t.Context())
+	next := &ending{ctx: t.Context(), node: "n1", st: n.st}
+	next.forget()
 	if got := n.get(model.HANodePrefix + "n1"); got != "" {
 		t.Errorf("a new life leaves %s", got)
 	}
-	n.m.ending.forget(t.Context()) // nothing is there
+	next.forget() // nothing is there
+}
+
+// serves: the node is as if nobody had ended it.
+func (n *endingNode) serves() bool {
+	_, valid := n.m.live.Valid()
+	return valid && !n.live().Left && n.get(model.HANodePrefix+"n1") == "" && !n.m.starter.closed.Load() && !n.m.arrivals.leaving.Load()
+}
+
+// An agent that starts without a quorum tries to delete the word of its life before until it can, and by then the node may be ending.
+func TestTheWordOfAnEndThatHasBegunIsNotTakenForAnOldOne(t *testing.T) {
+	n := newEndingNode(t)
+	key := model.HANodePrefix + "n1"
+	n.put(key, string(mustJSON(ha.NodeMode{Ends: ha.EndsShutdown, BootID: "the boot before"})))
+	unlock, err := n.m.worker.locks.tryLock(100, "migration to n2")
+	must(t, err)
+	n.st.setQuorum(false)
+	var wg sync.WaitGroup
+	wg.Go(n.m.ending.forget)
+	upid, err := n.m.ending.begin(true)
+	must(t, err)
+	n.st.setQuorum(true)
+	wg.Wait()
+	want := string(mustJSON(ha.NodeMode{Ends: ha.EndsReboot, BootID: n.a.boot}))
+	eventually(t, "the node has said how it ends", func() bool { return n.get(key) == want })
+	n.m.ending.forget() // however late it comes
+	if got := n.get(key); got != want {
+		t.Errorf("the node says %q, want %s", got, want)
+	}
+	unlock()
+	must(t, n.a.tasks.Wait(t.Context(), upid))
+}
+
+func TestANodeWhoseMachineStaysUpServesAgain(t *testing.T) {
+	n := newEndingNode(t)
+	var down atomic.Bool
+	down.Store(true)
+	e := n.m.ending
+	e.patience, e.goesDown = 100*time.Millisecond, func(context.Context) bool { return down.Load() }
+	must(t, e.DrainNode(t.Context(), false))
+	for range 30 {
+		if !n.live().Left {
+			t.Fatal("it serves while the machine goes down")
+		}
+		sleep(t.Context(), 10*time.Millisecond)
+	}
+	down.Store(false)
+	eventually(t, "the node serves again", n.serves)
+	must(t, e.EndNode(t.Context(), false)) // and can end, by another task
+	eventually(t, "the machine goes down", func() bool { return len(n.diary()) == 2 })
+}
+
+func TestSystemdsJobsTellThatTheMachineGoesDown(t *testing.T) {
+	for jobs, want := range map[string]bool{
+		"": false, "12 sauh-agent.service stop waiting\n": false, "7 poweroff.target start waiting\n": true,
+		"7 reboot.target start waiting\n8 shutdown.target start waiting\n": true,
+	} {
+		if got := goingDown(jobs); got != want {
+			t.Errorf("%q: got %v", jobs, got)
+		}
+	}
+}
+
+func TestAnEndThatWasCancelledIsTakenBackOnce(t *testing.T) {
+	n := newEndingNode(t)
+	unlock, err := n.m.worker.locks.tryLock(100, "migration to n2")
+	must(t, err)
+	e := n.m.ending
+	must(t, e.EndNode(t.Context(), true))
+	first := e.upid
+	must(t, n.a.tasks.CancelTask(t.Context(), first))
+	eventually(t, "the node serves again", func() bool { return e.isEnd("") && n.serves() })
+	second, err := e.begin(false)
+	must(t, err)
+	eventually(t, "it has begun", n.m.arrivals.leaving.Load)
+	e.serveAgain(first) // a late word about the first
+	if !e.isEnd(second) || !n.m.arrivals.leaving.Load() {
+		t.Error("the end of the first took the second back")
+	}
+	unlock()
+	must(t, n.a.tasks.Wait(t.Context(), second))
+	if got := n.diary(); !n.live().Left || len(got) > 1 {
+		t.Errorf("left %v after %v: the machine was to stay up", n.live().Left, got)
+	}
+}
+
+// A node may be taken out of the cluster while it is draining: then nobody's worker says any more when it may go.
+func TestAMembershipThatEndsWaitsForNoDrain(t *testing.T) {
+	n := newEndingNode(t)
+	unlock, err := n.m.worker.locks.tryLock(100, "migration to n2")
+	must(t, err)
+	defer unlock()
+	must(t, n.m.ending.EndNode(t.Context(), false))
+	eventually(t, "the cluster knows", func() bool { return n.get(model.HANodePrefix+"n1") != "" })
+	n.m.cancel()
+	over := make(chan struct{})
+	go func() { n.m.ending.wait(); close(over) }()
+	select {
+	case <-over:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the drain goes on")
+	}
+}
+
+func TestNoGuestIsTakenForAnOrdinaryOneWhileNobodyKnows(t *testing.T) {
+	n := newEndingNode(t)
+	ordinary := func(id model.VMID) bool { return n.m.ending.ordinary()(id) }
+	if ordinary(100) || !ordinary(300) {
+		t.Errorf("got %v for a resource, %v for an ordinary guest", ordinary(100), ordinary(300))
+	}
+	n.put(model.ProtectedPrefix+"100", "{")
+	if ordinary(100) || ordinary(300) {
+		t.Errorf("with a record that cannot be read: got %v for a resource, %v for an ordinary guest", ordinary(100), ordinary(300))
+	}
 }
 
 // Without a quorum the word cannot be written, and the lease cannot be given back: it ends by itself.

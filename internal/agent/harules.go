@@ -41,7 +41,13 @@ type ruleSource struct {
 func (b *rulebook) read(s mirror.Snapshot, res []pveconf.HAResource, nodes map[string]mirror.Record[model.Node]) (ha.Policy, *rules.Set, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if p, err := policyIn(s); err == nil {
+	p, err := policyIn(s)
+	if err != nil {
+		if last, lastErr := policyOf(s, readableKey(datacenterKey)); lastErr == nil && last.known {
+			p, err = last.policy, nil
+		}
+	}
+	if err == nil {
 		b.policy, b.known = p, true
 	} else if !b.known {
 		return ha.Policy{}, nil, err
@@ -54,11 +60,11 @@ func (b *rulebook) read(s mirror.Snapshot, res []pveconf.HAResource, nodes map[s
 
 // compile compiles the rules if something that they rest on changed.
 func (b *rulebook) compile(s mirror.Snapshot, res []pveconf.HAResource, nodes map[string]mirror.Record[model.Node]) error {
-	written, err := mirror.Decode(s, haRulesKey, pveconf.ParseHARules)
+	written, err := inForce(s, haRulesKey, pveconf.ParseHARules)
 	if err != nil {
 		return err
 	}
-	groups, err := mirror.Decode(s, haGroupsKey, pveconf.ParseHAGroups)
+	groups, err := inForce(s, haGroupsKey, pveconf.ParseHAGroups)
 	if err != nil {
 		return err
 	}
@@ -93,13 +99,25 @@ func (b *rulebook) compile(s mirror.Snapshot, res []pveconf.HAResource, nodes ma
 
 // policyIn is what datacenter.cfg says about HA.
 func policyIn(s mirror.Snapshot) (ha.Policy, error) {
-	d, err := mirror.Decode(s, datacenterKey, pveconf.ParseDatacenter)
+	p, err := policyOf(s, datacenterKey)
+	return p.policy, err
+}
+
+// foundPolicy is a policy, and whether there was a file that says so.
+type foundPolicy struct {
+	policy ha.Policy
+	known  bool
+}
+
+// policyOf is what the datacenter.cfg under that key says about HA.
+func policyOf(s mirror.Snapshot, key string) (foundPolicy, error) {
+	d, err := mirror.Decode(s, key, pveconf.ParseDatacenter)
 	if err != nil {
-		return ha.Policy{}, err
+		return foundPolicy{}, err
 	}
 	h, err := d.Value.HA()
 	if err != nil {
-		return ha.Policy{}, fmt.Errorf("%s: %w", datacenterKey, err)
+		return foundPolicy{}, fmt.Errorf("%s: %w", key, err)
 	}
 	p := ha.Policy{
 		Shutdown: ha.ShutdownPolicy(h.ShutdownPolicy), Tolerate: h.Tolerate, WarnOnly: h.TolerateWarn,
@@ -115,5 +133,5 @@ func policyIn(s mirror.Snapshot) (ha.Policy, error) {
 	if h.CRS.Method == "topsis" {
 		p.Balance.Method = place.TOPSIS
 	}
-	return p, nil
+	return foundPolicy{p, d.Revision != 0}, nil
 }

@@ -38,8 +38,8 @@ type clusterRecords struct {
 // readCluster reads them; with an error nothing may be decided: without one of these records guests would look unprotected,
 // tied to their node, not under way, or armed where a person has disarmed them.
 func readCluster(s mirror.Snapshot, book *rulebook) (clusterRecords, error) {
-	storages, err1 := mirror.Decode(s, storageCfgKey, pveconf.ParseStorages)
-	resources, err2 := mirror.Decode(s, haResourcesKey, pveconf.ParseHAResources)
+	storages, err1 := inForce(s, storageCfgKey, pveconf.ParseStorages)
+	resources, err2 := inForce(s, haResourcesKey, pveconf.ParseHAResources)
 	c := clusterRecords{
 		storages: storages.Value, states: statesOf(resources.Value), config: configOf(resources.Value),
 		statuses: statusesIn(s), commands: commandsIn(s), unix: time.Now().Unix(),

@@ -141,6 +141,12 @@ func (w *haWorker) view() ha.LocalView {
 	return v
 }
 
+// resources says which guests are HA's; the error means that nobody knows.
+func (w *haWorker) resources() (func(model.VMID) bool, error) {
+	c, err := readCluster(w.mirror.Snapshot(), w.book)
+	return func(id model.VMID) bool { _, managed := c.states[id]; return managed }, err
+}
+
 // awaits says whether a guest starts by HA's word alone: it is an armed HA resource, and something may speak against its start that only the
 // manager knows.
 func (w *haWorker) awaits(id model.VMID) bool {

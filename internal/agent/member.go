@@ -205,8 +205,9 @@ func (m *member) wireHA(a *Agent, files guestFiles, tasks guestTasks, moves *dep
 	}
 	m.operations.awaits = m.worker.awaits
 	m.ending = &ending{
-		node: node, boot: a.boot, log: log, st: m.st, worker: m.worker, procs: m.procs, locks: tasks.locks, tasks: a.tasks,
+		ctx: m.ctx, node: node, boot: a.boot, log: log, st: m.st, worker: m.worker, procs: m.procs, locks: tasks.locks, tasks: a.tasks,
 		starter: m.starter, live: m.live, closing: m.arrivals.leaving.Store, kick: m.kick, power: endMachine, stop: stopGuest,
+		goesDown: machineGoesDown, patience: standPatience,
 	}
 }
 
@@ -354,12 +355,13 @@ func (a *Agent) activate(m *member) error {
 	m.arrivals.resolveInterrupted(m.ctx)
 	m.wg.Go(func() { m.live.Run(m.ctx) })
 	m.wg.Go(func() { m.manager.run(m.ctx) })
+	m.wg.Go(func() { m.manager.keepReadable(m.ctx) })
 	m.wg.Go(func() { m.worker.run(m.ctx) })
 	m.wg.Go(func() { m.watchAble(m.ctx) })
 	m.wg.Go(func() { m.fencing.run(m.ctx) })
 	m.wg.Go(func() { m.health.start(m.ctx) })
 	m.wg.Go(func() { m.load.start(m.ctx) })
-	m.wg.Go(func() { m.ending.forget(m.ctx) })
+	m.wg.Go(m.ending.forget)
 	m.beacons.start(m.ctx, a.boot, a.opts.Paths.State, m.addresses)
 	m.wg.Go(func() { m.publishSelf(m.ctx, a.opts.Version.Version, a.host) })
 	m.wg.Go(func() { m.operations.startOnBoot(m.ctx) })

@@ -86,13 +86,9 @@ func (s *starter) readOwnership(ctx context.Context, id model.VMID, owner string
 	if o.intent, err = mirror.Read[model.Intent](ctx, s.st, model.IntentPrefix+id.String()); err != nil {
 		return o, writeError(what, err)
 	}
-	res, err := s.st.Get(ctx, haResourcesKey, store.Linearizable)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return o, writeError(what, err)
-	}
-	all, err := pveconf.ParseHAResources(res.Value)
+	all, err := readInForce(ctx, s.st, haResourcesKey, pveconf.ParseHAResources)
 	if err != nil {
-		return o, fmt.Errorf("ha/resources.cfg: %w", err)
+		return o, writeError(what, err)
 	}
 	o.state = statesOf(all)[id]
 	o.storages, err = s.storages.read(ctx)

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -48,13 +47,9 @@ func (s *storages) known() (storageSet, error) {
 
 // read is storage.cfg, read linearizably: for whoever decides whether and how a guest is guarded.
 func (s *storages) read(ctx context.Context) (storageSet, error) {
-	kv, err := s.st.Get(ctx, storageCfgKey, store.Linearizable)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return storageSet{}, writeError("read storage.cfg", err)
-	}
-	all, err := pveconf.ParseStorages(kv.Value)
+	all, err := readInForce(ctx, s.st, storageCfgKey, pveconf.ParseStorages)
 	if err != nil {
-		return storageSet{}, fmt.Errorf("storage.cfg: %w", err)
+		return storageSet{}, writeError("read storage.cfg", err)
 	}
 	return storageSet{s.node, all}, nil
 }

@@ -118,7 +118,7 @@ POST /cluster/ha/resources/vm:100/migrate
 POST /sauh/ha/resources/vm:100/stop timeout=30
 POST /sauh/ha/resources/vm:100/stop
 POST /sauh/ha/resources/vm:100/stop timeout=-1
-POST /sauh/ha/resources/vm:199/stop
+POST /sauh/ha/resources/vm:199/stop timeout=0
 PUT /sauh/ha/nodes/n2/maintenance
 DELETE /sauh/ha/nodes/n2/maintenance
 PUT /sauh/ha/nodes/localhost/maintenance

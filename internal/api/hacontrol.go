@@ -17,7 +17,7 @@ func (s *server) haControlRoutes() []route {
 	return []route{
 		here("POST /cluster/ha/status/arm-ha", func(ctx context.Context, _ *call) (any, error) { return nil, s.b.Control.Arm(ctx, "") }),
 		here("POST /cluster/ha/status/disarm-ha", s.haDisarm, required(oneOf("resource-mode", modes...)), disarm),
-		here("POST /sauh/ha/resources/{sid}/stop", s.haStop, integer("timeout", 0, int64(maxStop/time.Second))),
+		here("POST /sauh/ha/resources/{sid}/stop", s.haStop, required(integer("timeout", 0, int64(maxStop/time.Second)))),
 		here("PUT /sauh/ha/nodes/{node}/maintenance", s.haMaintenance(true)),
 		here("DELETE /sauh/ha/nodes/{node}/maintenance", s.haMaintenance(false)),
 		here("PUT /sauh/ha/nodes/{node}/disarm", s.haDisarm, required(oneOf("resource-mode", modes...)), disarm),
@@ -44,6 +44,7 @@ func (s *server) haDisarm(ctx context.Context, c *call) (any, error) {
 	})
 }
 
+// haStop has no default for the time that the guest gets: one that was forgotten must not cut its power.
 func (s *server) haStop(ctx context.Context, c *call) (any, error) {
 	sid, err := parseSID(c.args["sid"])
 	if err != nil {

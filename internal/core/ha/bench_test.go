@@ -83,6 +83,18 @@ func TestALookAtABigClusterIsQuick(t *testing.T) {
 	}
 }
 
+func TestAPictureOfABigClusterIsQuick(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector is measured otherwise")
+	}
+	p := ha.Look("n255", ha.DefaultParams(), big(0))
+	began := time.Now()
+	c := p.Cluster()
+	if took := time.Since(began); took > 300*time.Millisecond || len(c.Guests) != 20_000 {
+		t.Errorf("%d guests took %s", len(c.Guests), took)
+	}
+}
+
 func TestALookWithRulesAndBalanceIsQuick(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector is measured otherwise")

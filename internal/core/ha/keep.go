@@ -20,6 +20,7 @@ func (w *Worker) decide(now time.Duration) []Action {
 		return []Action{Wake{at}}
 	}
 	o := outbox{ledger: w.ledger, now: now}
+	w.awaitArming(&o)
 	mine := make(map[model.VMID]bool, len(w.view.Guests))
 	for _, g := range w.inOrder() {
 		mine[g.VMID] = true
@@ -32,6 +33,17 @@ func (w *Worker) decide(now time.Duration) []Action {
 	}
 	w.release(&o, mine)
 	return o.actions()
+}
+
+// awaitArming is as the manager's.
+func (w *Worker) awaitArming(o *outbox) {
+	for _, left := range []time.Duration{
+		endsIn(w.view.Mode.Disarm, w.view.Mode.Until, w.view.Unix), endsIn(w.view.Request.Disarm, w.view.Request.Until, w.view.Unix),
+	} {
+		if left > 0 {
+			o.wake(o.now + left)
+		}
+	}
 }
 
 // inOrder are the guests as they start; the view's own order where nothing is said.
@@ -103,8 +115,8 @@ func (w *Worker) keep(o *outbox, g Guest) {
 		return
 	}
 	if !w.managed(g) {
-		if prot.Node == w.self {
-			w.act(o, Unacknowledge{g.VMID, prot.Revision, w.whyUnmanaged()})
+		if prot.Node == w.self || prot.Revision == 0 && w.view.Processes[g.VMID].Guarded {
+			w.act(o, Unacknowledge{g.VMID, prot.Revision, w.whyUnmanaged()}) // also when the record is gone and the guard did not answer
 		}
 		return
 	}
@@ -144,7 +156,7 @@ func (w *Worker) next(o *outbox, g Guest, state pveconf.HAState, prot Protected)
 	switch {
 	case runs && p.State == ProcessIncoming:
 		return Discard{g.VMID, true, "it waits for a migration that was decided otherwise"}
-	case g.Local != "" && prot.Node == w.self:
+	case g.Local != "" && (prot.Node == w.self || prot.Revision == 0 && p.Guarded):
 		return Unacknowledge{g.VMID, prot.Revision, "only this node has " + g.Local}
 	case g.Local == "" && prot.Node != w.self && w.heldElsewhere(prot):
 		return nil // its worker gives it up first

@@ -133,7 +133,7 @@ func (s *State) decide(now time.Duration) []Action {
 	d := decision{State: s, now: now, out: outbox{ledger: s.ledger, now: now}}
 	d.survey()
 	if !d.selfUsable() {
-		return nil
+		return []Action{Wake{now + s.p.Unable}}
 	}
 	active := s.Active()
 	if active && !s.manages {
@@ -205,6 +205,7 @@ func (d *decision) managerGone() (why string, at time.Duration) {
 
 // manage decides about everything that is wrong in the view.
 func (d *decision) manage() {
+	d.awaitArming()
 	d.clearIntents()
 	d.countMoves()
 	plan := d.plan()
@@ -222,6 +223,20 @@ func (d *decision) manage() {
 	}
 	d.services()
 	d.noteSilences()
+}
+
+// awaitArming asks to be called when what was disarmed for a time is armed again: nothing else tells of it.
+func (d *decision) awaitArming() {
+	d.awaitEnd(d.view.Mode.Disarm, d.view.Mode.Until)
+	for _, n := range d.nodes {
+		d.awaitEnd(n.Request.Disarm, n.Request.Until)
+	}
+}
+
+func (d *decision) awaitEnd(how Disarm, until int64) {
+	if left := endsIn(how, until, d.view.Unix); left > 0 {
+		d.wakeIn(left)
+	}
 }
 
 // set writes what becomes of a guest's service, unless the record says so already. A command of that revision is consumed.

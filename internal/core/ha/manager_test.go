@@ -107,7 +107,33 @@ func TestManagerThatIsFencedItselfDecidesNothing(t *testing.T) {
 	d.guest(100, "n3", pveconf.HAStarted)
 	d.silent("n3", time.Minute)
 	d.fenced("n1", 1001)
-	d.view()
+	d.view("wake 1s")
+}
+
+func TestManagerLooksAgainWhenWhatWasDisarmedForATimeIsArmed(t *testing.T) {
+	tests := map[string]struct {
+		mode    ha.Mode
+		request ha.NodeRequest
+		want    []string
+	}{
+		"the cluster":         {ha.Mode{Disarm: ha.DisarmFreeze, Until: 1010}, ha.NodeRequest{}, []string{"wake 10s"}},
+		"a node":              {ha.Mode{}, ha.NodeRequest{Disarm: ha.DisarmIgnore, Until: 1007}, []string{"wake 7s"}},
+		"both: the first":     {ha.Mode{Disarm: ha.DisarmFreeze, Until: 1010}, ha.NodeRequest{Disarm: ha.DisarmIgnore, Until: 1007}, []string{"wake 7s"}},
+		"clocks are set":      {ha.Mode{Disarm: ha.DisarmFreeze, Until: 1 << 62}, ha.NodeRequest{}, []string{"wake 1m0s"}},
+		"for good":            {ha.Mode{Disarm: ha.DisarmFreeze}, ha.NodeRequest{Disarm: ha.DisarmIgnore}, nil},
+		"it is armed already": {ha.Mode{Disarm: ha.DisarmFreeze, Until: 1000}, ha.NodeRequest{}, nil},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			d := talkToManager(t)
+			d.v.Unix, d.v.Mode = 1000, tt.mode
+			d.member("n3").Request = tt.request
+			d.view(tt.want...)
+			w := talkToWorker(t)
+			w.v.Unix, w.v.Mode, w.v.Request = 1000, tt.mode, tt.request
+			w.view(tt.want...)
+		})
+	}
 }
 
 func TestManagerLeavesANodeWithoutHAGuestsAlone(t *testing.T) {

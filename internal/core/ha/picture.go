@@ -55,15 +55,15 @@ func (p Picture) Cluster() place.Cluster {
 		if n := p.d.nodes[g.Node]; n != nil && n.disarm != Armed {
 			g.HA = false
 		}
-		g.HA = g.HA && p.guest(g.VMID).Local == ""
+		g.HA = g.HA && p.d.view.Guests[i].Local == "" // the two lists have the same order
 	}
 	return c
 }
 
 func (p Picture) guest(id model.VMID) Guest {
-	for _, g := range p.d.view.Guests {
-		if g.VMID == id {
-			return g
+	for i := range p.d.view.Guests {
+		if p.d.view.Guests[i].VMID == id {
+			return p.d.view.Guests[i]
 		}
 	}
 	return Guest{}
@@ -80,6 +80,12 @@ func (p Picture) Elsewhere(id model.VMID) (node string, verdicts []place.Verdict
 	r.Exclude = maps.Clone(pl.avoid)
 	r.Exclude[g.Node] = "it is its node now"
 	return pl.planner.Choose(r)
+}
+
+// Disarmed says whether HA is disarmed for a guest's node, by itself or with the cluster.
+func (p Picture) Disarmed(id model.VMID) bool {
+	n := p.d.nodes[p.guest(id).Node]
+	return n != nil && n.disarm != Armed
 }
 
 // Refusal says why the manager would refuse a command now, "" if it would not, and who would go along by rule.

@@ -53,15 +53,21 @@ func (p *placing) exclude() {
 
 // choose finds a node for g; how says what it prefers. The choice counts for the next ones.
 func (p *placing) choose(g Guest, how place.Request) (string, []place.Verdict) {
+	to, verdicts := p.find(g, how)
+	if to != "" {
+		p.planner.Place(p.request(g, how), to)
+	}
+	return to, verdicts
+}
+
+// find is choose, and nothing counts yet.
+func (p *placing) find(g Guest, how place.Request) (string, []place.Verdict) {
 	r := p.request(g, how)
 	r.Exclude = p.avoid
 	to, verdicts := p.planner.Choose(r)
 	if to == "" && len(p.avoid) > len(p.shun) {
 		r.Exclude = p.shun
 		to, verdicts = p.planner.Choose(r)
-	}
-	if to != "" {
-		p.planner.Place(r, to)
 	}
 	return to, verdicts
 }
@@ -113,12 +119,17 @@ func (d *decision) placeGuest(g *Guest) place.Guest {
 		pg.Target = to
 	}
 	if ha && state != pveconf.HAIgnored {
-		pg.HA = state == pveconf.HAStarted && st.State != StatusError
-		pg.Idle = !pg.HA && st.State != StatusStarted && st.Revision != 0 ||
-			d.view.Policy.RebalanceOnStart && needsPermit(st, g.Node) // it has no place yet
+		waits := d.oneByOne() && needsPermit(st, g.Node) && st.State != StatusIgnored // it has no place yet, and is not owed one
+		pg.HA = state == pveconf.HAStarted && st.State != StatusError && !waits
+		pg.Idle = !pg.HA && st.State != StatusStarted && st.Revision != 0 || waits
 		pg.Starting = st.State == StatusStarting || g.Unmeasured && st.State == StatusStarted && st.Node == g.Node
 	}
 	return pg
+}
+
+// oneByOne: guests that wait to start are no load, and get a place one after the other, each counting for the next.
+func (d *decision) oneByOne() bool {
+	return d.view.Policy.Tolerate > 0 || d.view.Policy.RebalanceOnStart
 }
 
 // target is where g is going by its record, or by one that is being written.

@@ -187,6 +187,7 @@ const (
 	DisarmIgnore Disarm = "ignore" // as if they were no HA resources: a person may start, stop and move them
 )
 
+// disarmed is what holds at unix of what was disarmed until then.
 func disarmed(d Disarm, until, unix int64) Disarm {
 	if until != 0 && unix >= until {
 		return Armed
@@ -199,6 +200,17 @@ func (m Mode) At(unix int64) Disarm { return disarmed(m.Disarm, m.Until, unix) }
 
 // DisarmAt is what holds at a time for the node.
 func (r NodeRequest) DisarmAt(unix int64) Disarm { return disarmed(r.Disarm, r.Until, unix) }
+
+// maxEndWait bounds the wait for an Until: the clock that it is of may be set.
+const maxEndWait = time.Minute
+
+// endsIn is how long to wait before looking if what was disarmed is armed again; 0 if that does not end by itself, or has.
+func endsIn(d Disarm, until, unix int64) time.Duration {
+	if until == 0 || disarmed(d, until, unix) == Armed {
+		return 0
+	}
+	return time.Duration(min(until-unix, int64(maxEndWait/time.Second))) * time.Second
+}
 
 // NodeMode is the JSON under ha/node/<node>: the node ends in order. The node itself writes it first of all, and deletes it when it serves again. It says nothing when
 // BootID is not that of live/<node>, so nobody need delete it after a reboot.

@@ -1,6 +1,7 @@
 package ha_test
 
 import (
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -129,6 +130,82 @@ func TestAStartThatTheClusterCouldNotBearIsRefusedOrWarnedOf(t *testing.T) {
 		s.resources[100], s.resources[101] = pveconf.HADisabled, pveconf.HADisabled
 		s.run(20 * second)
 		s.is("vm:100 n1 stopped", "vm:101 n2 stopped", "vm:102 n3 started runs")
+	}
+}
+
+// stopped puts guests of that size on the nodes in turn, and has the cluster learn that they are stopped.
+func (s *stage) stopped(mib int64, ids ...model.VMID) {
+	for i, id := range ids {
+		s.guest(id, s.nodes[i%len(s.nodes)].name, pveconf.HADisabled)
+		g := s.guests[id]
+		g.MemoryMiB = mib
+		s.guests[id] = g
+	}
+	s.run(second)
+}
+
+func TestAStartThatIsRefusedKeepsNobodyElseWaiting(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.policy.Tolerate = 1
+	s.stopped(64<<10, 100)
+	s.stopped(512, 101, 102)
+	s.resources[100] = pveconf.HAStarted
+	s.run(second)
+	s.resources[101], s.resources[102] = pveconf.HAStarted, pveconf.HAStarted
+	s.run(second)
+	s.is("vm:100 n1 stopped", "vm:101 n1 started runs", "vm:102 n2 started runs")
+}
+
+func TestOfManyStartsAtOnceAsManyAreAdmittedAsTheClusterCanBear(t *testing.T) {
+	for _, rebalance := range []bool{false, true} {
+		s := newStage(t, "n1", "n2", "n3")
+		s.policy.Tolerate, s.policy.RebalanceOnStart = 1, rebalance
+		ids := []model.VMID{100, 101, 102, 103, 104, 105, 106, 107, 108, 109}
+		s.stopped(4096, ids...) // a node has room for three, so two nodes for six
+		for _, id := range ids {
+			s.resources[id] = pveconf.HAStarted
+		}
+		s.run(30 * second)
+		runs := 0
+		for _, id := range ids {
+			switch st := s.status(id); {
+			case st.State == ha.StatusStarted:
+				runs++
+			case st.Hold == "":
+				t.Errorf("rebalancing %v: %s waits without a reason: %+v", rebalance, s.sid(id), st)
+			}
+		}
+		if runs != 6 {
+			t.Errorf("rebalancing %v: %d guests run, want 6: %v", rebalance, runs, s.words())
+		}
+	}
+}
+
+// A failover must not wait for hundreds of starts to be admitted: the others wait for the next look, and are told so.
+func TestOneLookAdmitsOnlySomeOfManyStarts(t *testing.T) {
+	v := big(0)
+	v.Policy.Tolerate = 1
+	for id := model.VMID(100); id < 130; id++ {
+		v.Statuses[id] = ha.StatusRecord{Status: ha.Status{State: ha.StatusStopped, Node: v.Statuses[id].Node}, Revision: 9}
+	}
+	for round := range 2 { // a new manager, which knows no more than the records say
+		_, actions := ha.New("n255", ha.DefaultParams()).Step(0, v)
+		v.Statuses = maps.Clone(v.Statuses)
+		admitted, queued := 0, 0
+		for _, a := range actions {
+			switch st, ok := a.(ha.SetStatus); {
+			case !ok:
+			case st.Status.Hold != "":
+				queued++
+				v.Statuses[st.VMID] = ha.StatusRecord{Status: st.Status, Revision: 10}
+			default:
+				admitted++
+				v.Statuses[st.VMID] = ha.StatusRecord{Status: st.Status, Revision: 10}
+			}
+		}
+		if wake, ok := actions[len(actions)-1].(ha.Wake); !ok || wake.At > ha.DefaultParams().Poll || admitted == 0 || admitted > 2 || round == 0 && queued != 30-admitted {
+			t.Errorf("round %d: %d admitted, %d queued, then %+v", round, admitted, queued, actions[len(actions)-1])
+		}
 	}
 }
 

@@ -399,16 +399,30 @@ func (d *decision) full(node string) bool {
 	return d.p.MovesPerNode > 0 && d.moves[node] >= d.p.MovesPerNode
 }
 
-// permit says for each guest that waits for it whether, and where, it starts. Those that a rule sends elsewhere go there first.
+// maxAdmissions bounds the work of one look for the failures to tolerate, as [place.Planner.Work] counts it: a fifth of a second in a big cluster,
+// because a failover must not wait for it. The last admission may go beyond.
+const maxAdmissions = place.DefaultBudget / 5
+
+// permit says for each guest that waits for it whether, and where, it starts. Those that a rule sends elsewhere go there first. Who was refused
+// is looked at again after those who were not, so that he keeps nobody waiting.
 func (d *decision) permit(starts []*Guest, moves map[string]place.Move) {
-	slices.SortStableFunc(starts, func(a, b *Guest) int { return cmp.Or(d.byOrder(*a, *b), cmp.Compare(a.VMID, b.VMID)) })
+	slices.SortStableFunc(starts, func(a, b *Guest) int {
+		return cmp.Or(cmp.Compare(d.refusedAt(a), d.refusedAt(b)), d.byOrder(*a, *b), cmp.Compare(a.VMID, b.VMID))
+	})
 	for _, g := range starts {
 		st := d.view.Statuses[g.VMID]
-		if st.Hold != "" && d.heldLately(g, st) {
+		if st.Hold != "" && d.heldLately(g) {
+			continue
+		}
+		if d.place != nil && d.place.planner.Work() >= maxAdmissions {
+			d.queue(g, st)
 			continue
 		}
 		m := moves[g.SID()]
 		delete(moves, g.SID())
+		if d.oneByOne() {
+			m = d.destination(g, st)
+		}
 		if m.To != "" && d.entangled(m.SID) {
 			continue // the arrival of the others is a new look
 		}
@@ -416,32 +430,61 @@ func (d *decision) permit(starts []*Guest, moves map[string]place.Move) {
 	}
 }
 
+// refusedAt is when the guest's start was refused, 0 if it was not.
+func (d *decision) refusedAt(g *Guest) time.Duration {
+	if d.view.Statuses[g.VMID].Hold == "" {
+		return 0
+	}
+	return d.waits[g.VMID].since
+}
+
 // heldLately: what holds it back was looked at a moment ago.
-func (d *decision) heldLately(g *Guest, st StatusRecord) bool {
+func (d *decision) heldLately(g *Guest) bool {
 	w, ok := d.waits[g.VMID]
 	if !ok || d.now-w.since >= d.p.Permit {
-		d.waits[g.VMID] = wait{st.Revision, d.now}
 		return false
 	}
 	d.out.wake(w.since + d.p.Permit)
 	return true
 }
 
+// queue leaves a guest to the next look. Its worker is told, or it would take silence for a yes.
+func (d *decision) queue(g *Guest, st StatusRecord) {
+	d.wakeIn(d.p.Poll)
+	if st.Hold != "" || d.view.Policy.WarnOnly {
+		return
+	}
+	next := st.Status
+	next.Node, next.Target, next.State, next.Hold = g.Node, "", StatusStopped, "it waits until others are admitted"
+	next.Reason = next.Hold
+	d.set(*g, next, 0)
+}
+
+// destination is where a guest that has no place yet is to start, with To "" for its own node.
+func (d *decision) destination(g *Guest, st StatusRecord) place.Move {
+	if g.Local != "" || g.Lock != "" {
+		return place.Move{}
+	}
+	how := place.Request{Prefer: place.Stay}
+	if d.view.Policy.RebalanceOnStart {
+		how.Prefer = place.Best
+	}
+	to, verdicts := d.placing().find(*g, how)
+	if to == "" || to == g.Node {
+		return place.Move{}
+	}
+	return place.Move{SID: g.SID(), From: g.Node, To: to, Reason: place.Explain(verdicts)}
+}
+
 func (d *decision) allow(g *Guest, st StatusRecord, m place.Move) {
 	next := st.Status
 	next.Node, next.Target, next.Hold, next.State, next.Reason = g.Node, "", "", StatusStarting, "it may start"
 	to := d.nodes[m.To]
-	switch {
-	case g.Local != "" || g.Lock != "":
-	case m.To != "" && to.online(d.p) && to.shun == "":
+	if g.Local == "" && g.Lock == "" && m.To != "" && to.online(d.p) && to.shun == "" {
 		next.State, next.Target, next.Reason = StatusRelocate, m.To, m.Reason
-	case d.view.Policy.RebalanceOnStart && st.Hold == "":
-		node, verdicts := d.placing().choose(*g, place.Request{Prefer: place.Best})
-		if node != "" && node != g.Node {
-			next.State, next.Target, next.Reason = StatusRelocate, node, place.Explain(verdicts)
-		}
 	}
 	d.admit(g, &next)
+	delete(d.waits, g.VMID)
 	if next.Hold != "" {
 		next.State, next.Target, next.Reason = StatusStopped, "", next.Hold
 		d.waits[g.VMID] = wait{st.Revision, d.now}
@@ -450,17 +493,24 @@ func (d *decision) allow(g *Guest, st StatusRecord, m place.Move) {
 	d.set(*g, next, 0)
 }
 
-// admit refuses a start after which the cluster could not take the failures it is to tolerate.
+// admit refuses a start after which the cluster could not take the failures it is to tolerate. What starts counts for the next one.
 func (d *decision) admit(g *Guest, next *Status) {
-	pol := d.view.Policy
-	if pol.Tolerate <= 0 {
+	if !d.oneByOne() {
 		return
 	}
-	why := place.Admit(d.placing().request(*g, place.Request{}), d.placing().cluster, pol.Tolerate)
+	on := cmp.Or(next.Target, g.Node)
+	r := d.placing().request(*g, place.Request{})
+	pol := d.view.Policy
+	if pol.Tolerate <= 0 {
+		d.placing().planner.Place(r, on)
+		return
+	}
+	why := d.placing().planner.Admit(r, on, pol.Tolerate)
 	switch {
 	case why == "":
 	case pol.WarnOnly:
 		next.Reason += "; but " + why
+		d.placing().planner.Place(r, on)
 	default:
 		next.Hold = why
 	}

@@ -393,7 +393,7 @@ func (s *stage) local(a *actor) ha.LocalView {
 		}
 	}
 	for id := range a.runs {
-		v.Processes[id] = ha.Process{Guarded: true, Sick: a.sick[id], Answers: a.answers[id]}
+		v.Processes[id] = ha.Process{Guarded: v.Protected[id].Node == a.name, Sick: a.sick[id], Answers: a.answers[id]}
 	}
 	return v
 }

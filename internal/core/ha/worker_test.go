@@ -63,6 +63,21 @@ func (d *workerTalk) view(want ...string) {
 	d.says(v, want...)
 }
 
+// A worker that is alone with its guest gets no view but when it asks.
+func TestWorkerProtectsItsGuestsAgainWhenADisarmingEndsByItself(t *testing.T) {
+	d := talkToWorker(t)
+	d.guest(100, pveconf.HAStarted)
+	d.runs(100)
+	d.v.Unix, d.v.Mode = 1000, ha.Mode{Disarm: ha.DisarmFreeze, Until: 1010}
+	d.view("unacknowledge vm:100 [prot 200]", "wake 10s")
+	d.done("unacknowledge vm:100", 1001, "wake 10s")
+	delete(d.v.Protected, 100)
+	d.v.Revision, d.v.Processes[100] = 1001, ha.Process{}
+	d.view("wake 10s")
+	d.now, d.v.Unix = 10*time.Second, 1010
+	d.view("acknowledge vm:100 [prot 0 conf 100] written false")
+}
+
 // started answers the start of a guest and shows it running.
 func (d *workerTalk) started(id model.VMID) {
 	d.t.Helper()
@@ -202,7 +217,7 @@ func TestWorkerLeavesAnIgnoredGuestAlone(t *testing.T) {
 	d.guest(100, pveconf.HAIgnored)
 	delete(d.v.Protected, 100)
 	d.view()
-	d.runs(100)
+	d.v.Processes[100] = ha.Process{}
 	d.view()
 }
 
@@ -258,8 +273,24 @@ func TestWorkerTakesFromTheGuardWhatIsNoHAResource(t *testing.T) {
 	d.runs(100)
 	d.view("unacknowledge vm:100 [prot 200]")
 	d.done("unacknowledge", 1001)
-	d.v.Revision = 1001
+	d.v.Revision, d.v.Processes[100] = 1001, ha.Process{}
 	delete(d.v.Protected, 100)
+	d.view()
+}
+
+// The record is deleted first, so it does not tell that the guard has not heard of it.
+func TestWorkerTellsTheGuardAgainWhenItDidNotAnswer(t *testing.T) {
+	d := talkToWorker(t)
+	d.guest(100, pveconf.HAIgnored)
+	d.runs(100)
+	d.view("unacknowledge vm:100 [prot 200]")
+	d.failed("unacknowledge vm:100", ha.FailOther, "the guard does not answer", "unacknowledge vm:100 [prot 200]")
+	d.failed("unacknowledge vm:100", ha.FailOther, "the guard does not answer", "wake 1s")
+	delete(d.v.Protected, 100)
+	d.now = second
+	d.view("unacknowledge vm:100 [prot 0]")
+	d.done("unacknowledge vm:100", 1001)
+	d.v.Revision, d.v.Processes[100] = 1001, ha.Process{}
 	d.view()
 }
 

@@ -23,6 +23,7 @@ type Planner struct {
 	partners map[*rules.Resource]partners
 	s        scratch
 
+	work   int     // see Work
 	trials int     // under way
 	log    []guest // as they were before they were changed, while there are trials
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/place"
 )
 
@@ -95,9 +96,27 @@ func TestAStartThatTheClusterCouldNotTakeIsNotAdmitted(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			if diff := cmp.Diff(tt.want, place.Admit(tt.request, c, tt.wanted)); diff != "" {
+			if diff := cmp.Diff(tt.want, place.NewPlanner(c).Admit(tt.request, "", tt.wanted)); diff != "" {
 				t.Errorf("sentence differs (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestGuestsAreAdmittedOneAfterTheOtherAndOneThatIsRefusedLeavesNoTrace(t *testing.T) {
+	c := place.Cluster{
+		Nodes:  []place.Node{node("n1", memory(4096)), node("n2", memory(4096))},
+		Guests: []place.Guest{ha(100, "n1"), ha(101, "n1", idle), ha(102, "n2", idle), ha(103, "n2", idle)},
+	}
+	p := place.NewPlanner(c)
+	admitted := func(id model.VMID, mib int64, on string) bool {
+		return p.Admit(place.Request{VMID: id, MemoryMiB: mib}, on, 1) == ""
+	}
+	got := []bool{admitted(101, 2048, "n1"), admitted(102, 2048, "n2"), admitted(103, 1024, "n2")}
+	if diff := cmp.Diff([]bool{true, false, true}, got); diff != "" {
+		t.Errorf("admitted (-want +got):\n%s", diff)
+	}
+	if p.Work() == 0 {
+		t.Error("it took no work")
 	}
 }
