@@ -119,7 +119,10 @@ func flagProblem(cmd *cobra.Command, err error) string {
 	if f == nil {
 		return err.Error()
 	}
-	takes := map[string]string{"int": "a whole number", "duration": "a time such as 90s, 10m or 2h", "bool": "true or false"}[f.Value.Type()]
+	takes := map[string]string{
+		"int": "a whole number", "int64": "a whole number", "uint64": "a whole number that is not negative",
+		"duration": "a time such as 90s, 10m or 2h", "bool": "true or false",
+	}[f.Value.Type()]
 	if takes == "" {
 		return err.Error()
 	}
