@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,7 +17,7 @@ import (
 func (m *Main) fenceCommand() *cobra.Command {
 	return group("fence", "Say how a node is proved dead sooner than its lease does",
 		"  sauh ha fence set redfish n2-bmc node=n2 address=10.0.9.2 user=sauh fingerprint=AB:CD… --password-stdin\n  sauh ha fence test n2",
-		m.fenceList(), m.fenceSet(), m.fenceRemove(), m.fenceFile(), m.fenceTest("test"))
+		m.fenceList(), m.fenceSet(), m.fenceRemove(), m.fenceFile(), m.fenceTest())
 }
 
 func (m *Main) fenceList() *cobra.Command {
@@ -85,8 +86,13 @@ func (m *Main) fenceSet() *cobra.Command {
 			}
 			e.Set[key] = value
 		}
+		if _, there := e.Set["password"]; there {
+			return usageError(cmd, "a password stands in no command line: give it on standard input with --password-stdin")
+		}
+		secret := ""
 		if stdin {
-			if err := m.fencePassword(ctx, c, args[1]); err != nil {
+			var err error
+			if secret, err = m.fencePassword(); err != nil {
 				return err
 			}
 			e.Set["password-file"] = "priv/fence/" + args[1]
@@ -97,7 +103,13 @@ func (m *Main) fenceSet() *cobra.Command {
 		if err := c.SetFenceMethod(ctx, args[0], args[1], e); err != nil {
 			return err
 		}
-		m.say("%s: %s is configured; try it with 'sauh ha fence test NODE'", args[0], args[1])
+		// Last: where the line is refused the password that was there goes on to hold.
+		if stdin {
+			if err := c.SetFenceSecret(ctx, args[1], secret); err != nil {
+				return fmt.Errorf("%s: %s is configured, and its password is not stored: %w", args[0], args[1], err)
+			}
+		}
+		m.say("%s: %s is configured; try it with 'sauh ha fence test %s'", args[0], args[1], orWord(e.Set["node"], "NODE"))
 		return nil
 	})
 	return cmd
@@ -106,16 +118,19 @@ func (m *Main) fenceSet() *cobra.Command {
 // maxPassword is more than any BMC takes.
 const maxPassword = 1024
 
-func (m *Main) fencePassword(ctx context.Context, c *client.Client, name string) error {
+func (m *Main) fencePassword() (string, error) {
 	b, err := io.ReadAll(io.LimitReader(m.Stdin, maxPassword))
 	if err != nil {
-		return fmt.Errorf("read the password from standard input: %w", err)
+		return "", fmt.Errorf("read the password from standard input: %w", err)
 	}
 	secret := strings.TrimRight(string(b), "\r\n")
-	if secret == "" {
-		return fmt.Errorf("no password came on standard input: write sauh ha fence set … --password-stdin <FILE")
+	switch {
+	case secret == "":
+		return "", fmt.Errorf("no password came on standard input: write sauh ha fence set … --password-stdin <FILE")
+	case strings.ContainsAny(secret, "\r\n"):
+		return "", fmt.Errorf("what came on standard input has more than one line: a password is one")
 	}
-	return c.SetFenceSecret(ctx, name, secret)
+	return secret, nil
 }
 
 func (m *Main) fenceRemove() *cobra.Command {
@@ -166,13 +181,12 @@ func (m *Main) fenceFile() *cobra.Command {
 	return cmd
 }
 
-// fenceTest is `ha fence test` and, as the messages of a method that is worth nothing name it, `ha fence-test`.
-func (m *Main) fenceTest(use string) *cobra.Command {
+func (m *Main) fenceTest() *cobra.Command {
 	switching := false
 	cmd := &cobra.Command{
-		Use: use + " NODE", Short: "Try a node's methods and note how it went; without --switch nobody is harmed",
+		Use: "test NODE", Short: "Try a node's methods and note how it went; without --switch nobody is harmed",
 		Long: "Without --switch each method is asked about a node that runs: does it answer, is it this node's BMC, may the user switch it. With --switch\n" +
-			"the node, which must have no guests, is really switched off.",
+			"the node, which must have no guests, is really switched off; nobody switches it on again but you.",
 		Example: "  sauh ha fence test n2\n  sauh ha fence test n2 --switch", Args: takes("NODE"),
 	}
 	cmd.Flags().BoolVar(&switching, "switch", false, "switch the node off")
@@ -185,6 +199,9 @@ func (m *Main) fenceTest(use string) *cobra.Command {
 		if err := out.print(list, func(w io.Writer) { m.printMethods(w, list) }); err != nil {
 			return err
 		}
+		if switching && !out.json() && slices.ContainsFunc(list, func(f api.HAFenceMethod) bool { return f.Switched && f.Failed == "" }) {
+			m.say("%s is off: switch it on again", args[0])
+		}
 		failed := 0
 		for _, f := range list {
 			if f.Failed != "" {
@@ -192,7 +209,11 @@ func (m *Main) fenceTest(use string) *cobra.Command {
 			}
 		}
 		if failed > 0 {
-			return fmt.Errorf("%s of %s failed; it is not used until it passes", plural(failed, "method"), args[0])
+			used := "it is not used until it passes"
+			if failed > 1 {
+				used = "they are not used until they pass"
+			}
+			return fmt.Errorf("%s of %s failed; %s", plural(failed, "method"), args[0], used)
 		}
 		return nil
 	})

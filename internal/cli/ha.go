@@ -22,7 +22,7 @@ func (m *Main) haCommand() *cobra.Command {
 		m.haAdd(), m.haSet(), m.haRemove(), m.haList(), m.haConfig(), m.haStatus(), m.haAcknowledge(), m.haExplain(), m.haWhatIf(),
 		m.haMove("migrate", "Have a protected guest go to another node while it runs; who must be with it goes along"),
 		m.haMove("relocate", "Have a protected guest stop and start again on another node"), m.haStop(),
-		m.haMaintenance(), m.haDisarm(), m.haArm(), m.rulesCommand(), m.fenceCommand(), m.fenceTest("fence-test"), m.haOptions())
+		m.haMaintenance(), m.haDisarm(), m.haArm(), m.rulesCommand(), m.fenceCommand(), m.haOptions())
 }
 
 // setting is a flag that stands for a key of a configuration file.

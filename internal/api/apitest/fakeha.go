@@ -24,7 +24,7 @@ func haStatus() api.HAStatus {
 				Node: "n2", State: "online", Epoch: 4, SilenceMS: 900, Mode: "maintenance", Rack: "r2",
 				Fencing: []api.HAFenceMethod{
 					{Method: "redfish: n2-bmc", Node: "n2", Grade: "rehearsed", Tried: Start, Switched: true, TookMS: 2100},
-					{Method: "ipmi: n2-old", Node: "n2", Grade: "worthless", Reason: "the method is not rehearsed: repair it and run `sauh ha fence-test n2`", Tried: Start, Failed: "it did not answer in time"},
+					{Method: "ipmi: n2-old", Node: "n2", Grade: "worthless", Reason: "the method is not rehearsed: repair it and run `sauh ha fence test n2`", Tried: Start, Failed: "it did not answer in time"},
 				},
 			},
 			{Node: "n3", State: "fenced", Epoch: 2, SilenceMS: 12000, Quarantine: "it was silent too often of late", Lost: "storage nas"},

@@ -118,7 +118,7 @@ func (m Method) Grade() (Grade, error) {
 	known := m.Kind == Storage || ValidUUID(m.UUID)
 	switch {
 	case m.counts() && m.Rehearsal.Failed != "":
-		return Worthless, fmt.Errorf("%w: the last rehearsal failed: %s: repair it and run `sauh ha fence-test %s`", ErrRehearsalFailed, m.Rehearsal.Failed, m.Node)
+		return Worthless, fmt.Errorf("%w: the last rehearsal failed: %s: repair it and run `sauh ha fence test %s`", ErrRehearsalFailed, m.Rehearsal.Failed, m.Node)
 	case known && m.counts():
 		return Rehearsed, nil
 	case known:
@@ -128,7 +128,7 @@ func (m Method) Grade() (Grade, error) {
 	case m.counts() && m.Rehearsal.Switched:
 		return Unidentified, nil
 	}
-	return Worthless, fmt.Errorf("%w: with uuid any it counts only after a rehearsal that switched the node off: run `sauh ha fence-test %s --switch`", ErrRehearsalFailed, m.Node)
+	return Worthless, fmt.Errorf("%w: with uuid any it counts only after a rehearsal that switched the node off: run `sauh ha fence test %s --switch`", ErrRehearsalFailed, m.Node)
 }
 
 // How long off must last where nobody says otherwise. Power supplies hold for some 20 ms, but a BMC may
