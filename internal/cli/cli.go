@@ -252,7 +252,7 @@ func table(w io.Writer, rows ...[]string) {
 	for _, r := range rows {
 		cells := make([]string, len(r))
 		for i, c := range r {
-			cells[i] = c
+			cells[i] = oneLine(c)
 			if c == "" {
 				cells[i] = "-"
 			}
@@ -260,6 +260,11 @@ func table(w io.Writer, rows ...[]string) {
 		fmt.Fprintln(tw, strings.Join(cells, "\t"))
 	}
 	_ = tw.Flush() // standard output that is gone has nobody to tell
+}
+
+// oneLine shows the ends of lines in s, so that none can be taken for a row or a key of its own.
+func oneLine(s string) string {
+	return strings.NewReplacer("\r", `\r`, "\n", `\n`, "\t", " ").Replace(s)
 }
 
 // facts writes "name: value" lines in two columns; pairs with an empty value are left out.
