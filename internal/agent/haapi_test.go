@@ -214,7 +214,7 @@ func TestOptionsThatHaveNoEffectAreRefusedByName(t *testing.T) {
 		"ha": "shutdown_policy=explode", "crs": "ha=random", "failures-to-tolerate": "many",
 	} {
 		var inv *model.InvalidError
-		if err := o.SetOptions(t.Context(), set(key, value)); !errors.As(err, &inv) || inv.Param != key {
+		if err := o.SetOptions(t.Context(), set(key, value)); !errors.As(err, &inv) || inv.Param != key || inv.Line != 0 {
 			t.Errorf("%s: %v", key, err)
 		}
 	}
@@ -393,6 +393,9 @@ func TestWhatIfNamesThoseThatNobodyWouldBringBack(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+	if plan, err = n.m.roles.HA.HAWhatIf(t.Context(), []string{"n1", "n1"}); err != nil || !slices.Equal(plan.Lost, []string{"n1"}) || !plan.Quorate {
+		t.Errorf("a node that is named twice is lost once: %+v, %v", plan, err)
 	}
 	if plan, err = n.m.roles.HA.HAWhatIf(t.Context(), []string{"n1", "n2"}); err != nil || plan.Quorate {
 		t.Errorf("two of three: %+v, %v", plan, err)

@@ -103,9 +103,13 @@ func (h *haAPI) usableMethod(s pveconf.Section) (pveconf.FenceMethod, error) {
 			return m, model.Invalidf("storages", "%s", fence.NoRBD(m.Storages))
 		}
 	}
+	key := "node"
+	if _, listed := s.Get("nodes"); listed {
+		key = "nodes"
+	}
 	for _, n := range m.Nodes {
 		if _, err := h.roster.node(n); err != nil {
-			return m, model.Invalidf("node", "%s", err)
+			return m, model.Invalidf(key, "%s", err)
 		}
 	}
 	return m, nil

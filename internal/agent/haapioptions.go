@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 
@@ -47,6 +48,10 @@ func (h *haAPI) SetOptions(ctx context.Context, e api.Edit) error {
 			}
 			// Alone it has no line that the person could mean.
 			if _, err := (pveconf.Datacenter{}).With(key, e.Set[key]).HA(); err != nil {
+				var wrong *model.InvalidError
+				if errors.As(err, &wrong) {
+					return nil, model.Invalidf(wrong.Param, "%s", wrong.Msg)
+				}
 				return nil, err
 			}
 			d = d.With(key, e.Set[key])

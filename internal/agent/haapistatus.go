@@ -187,6 +187,7 @@ func (h *haAPI) HAWhatIf(_ context.Context, nodes []string) (api.HAPlan, error) 
 			return api.HAPlan{}, err
 		}
 	}
+	nodes = slices.Compact(slices.Sorted(slices.Values(nodes))) // a node is lost once
 	view := h.view()
 	cluster := ha.Look(h.node, h.params, view).Cluster()
 	out := api.HAPlan{Lost: nodes, Moves: []api.HAPlacement{}, Down: []api.HAPlacement{}}

@@ -43,7 +43,7 @@ type HAResource struct {
 	Status string `json:"status,omitempty"` // started, stopped, starting, fence, recovery, migrate, error …
 	Reason string `json:"reason,omitempty"`
 	Target string `json:"target,omitempty"` // of migrate and relocate
-	// The settings in effect: filled in by HAStatus.
+	// The settings in effect: filled in by HAStatus, and by the client of what is configured.
 	MaxRestart  int  `json:"max_restart"`
 	MaxRelocate int  `json:"max_relocate"`
 	Failback    bool `json:"failback"`

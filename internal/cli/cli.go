@@ -119,7 +119,10 @@ func flagProblem(cmd *cobra.Command, err error) string {
 	if f == nil {
 		return err.Error()
 	}
-	takes := map[string]string{"int": "a whole number", "duration": "a time such as 90s, 10m or 2h", "bool": "true or false"}[f.Value.Type()]
+	takes := map[string]string{
+		"int": "a whole number", "int64": "a whole number", "uint64": "a whole number that is not negative",
+		"duration": "a time such as 90s, 10m or 2h", "bool": "true or false",
+	}[f.Value.Type()]
 	if takes == "" {
 		return err.Error()
 	}
@@ -249,7 +252,7 @@ func table(w io.Writer, rows ...[]string) {
 	for _, r := range rows {
 		cells := make([]string, len(r))
 		for i, c := range r {
-			cells[i] = c
+			cells[i] = oneLine(c)
 			if c == "" {
 				cells[i] = "-"
 			}
@@ -257,6 +260,11 @@ func table(w io.Writer, rows ...[]string) {
 		fmt.Fprintln(tw, strings.Join(cells, "\t"))
 	}
 	_ = tw.Flush() // standard output that is gone has nobody to tell
+}
+
+// oneLine shows the ends of lines in s, so that none can be taken for a row or a key of its own.
+func oneLine(s string) string {
+	return strings.NewReplacer("\r", `\r`, "\n", `\n`, "\t", " ").Replace(s)
 }
 
 // facts writes "name: value" lines in two columns; pairs with an empty value are left out.

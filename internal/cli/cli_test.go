@@ -89,6 +89,7 @@ func setup(env *testscript.Env) error {
 	}()
 	env.Values[fakeKey{}] = f
 	env.Setenv("SAUH_SOCKET", socket)
+	env.Setenv("TWO_LINES", "a\n\tnodes n3")
 	env.Setenv("GORACE", "atexit_sleep_ms=0") // with the race detector each of the many commands would end a second late
 	env.Defer(func() {
 		_ = srv.Close()

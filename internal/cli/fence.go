@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,7 +17,7 @@ import (
 func (m *Main) fenceCommand() *cobra.Command {
 	return group("fence", "Say how a node is proved dead sooner than its lease does",
 		"  sauh ha fence set redfish n2-bmc node=n2 address=10.0.9.2 user=sauh fingerprint=AB:CD… --password-stdin\n  sauh ha fence test n2",
-		m.fenceList(), m.fenceSet(), m.fenceRemove(), m.fenceFile(), m.fenceTest())
+		m.fenceList(), m.fenceSet(), m.fenceRemove(), m.fenceFile(), m.fenceTest("test"))
 }
 
 func (m *Main) fenceList() *cobra.Command {
@@ -85,6 +86,9 @@ func (m *Main) fenceSet() *cobra.Command {
 			}
 			e.Set[key] = value
 		}
+		if _, there := e.Set["password"]; there {
+			return usageError(cmd, "a password stands in no command line: give it on standard input with --password-stdin")
+		}
 		secret := ""
 		if stdin {
 			var err error
@@ -104,7 +108,7 @@ func (m *Main) fenceSet() *cobra.Command {
 				return fmt.Errorf("%s is configured, and its password is not changed: %w", args[1], err)
 			}
 		}
-		m.say("%s: %s is configured; try it with 'sauh ha fence test NODE'", args[0], args[1])
+		m.say("%s: %s is configured; try it with 'sauh ha fence test %s'", args[0], args[1], orWord(e.Set["node"], "NODE"))
 		return nil
 	})
 	return cmd
@@ -120,8 +124,11 @@ func (m *Main) fencePassword() (string, error) {
 		return "", fmt.Errorf("read the password from standard input: %w", err)
 	}
 	secret := strings.TrimRight(string(b), "\r\n")
-	if secret == "" {
+	switch {
+	case secret == "":
 		return "", fmt.Errorf("no password came on standard input: write sauh ha fence set … --password-stdin <FILE")
+	case strings.ContainsAny(secret, "\r\n"):
+		return "", fmt.Errorf("what came on standard input has more than one line: a password is one")
 	}
 	return secret, nil
 }
@@ -171,12 +178,14 @@ func (m *Main) fenceFile() *cobra.Command {
 	return cmd
 }
 
-func (m *Main) fenceTest() *cobra.Command {
+// fenceTest is `ha fence test`, and `ha fence-test` for who looks for it beside the commands of HA.
+func (m *Main) fenceTest(name string) *cobra.Command {
 	switching := false
 	cmd := &cobra.Command{
-		Use: "test NODE", Short: "Try a node's methods and note how it went; without --switch nobody is harmed",
+		Use: name + " NODE", Short: "Try a node's methods and note how it went; without --switch nobody is harmed",
 		Long: "Without --switch each method is asked about a node that runs: does it answer, is it this node's BMC, may the user switch it. With --switch\n" +
-			"the node, which must be in maintenance and have no guests, is really switched off, by one method: those that nobody saw switching come first.",
+			"the node, which must be in maintenance and have no guests, is really switched off, by one method: those that nobody saw switching come\n" +
+			"first. Nobody switches it on again but you.",
 		Example: "  sauh ha fence test n2\n  sauh ha fence test n2 --switch", Args: takes("NODE"),
 	}
 	cmd.Flags().BoolVar(&switching, "switch", false, "switch the node off")
@@ -189,6 +198,9 @@ func (m *Main) fenceTest() *cobra.Command {
 		if err := out.print(list, func(w io.Writer) { m.printMethods(w, list) }); err != nil {
 			return err
 		}
+		if switching && !out.json() && slices.ContainsFunc(list, func(f api.HAFenceMethod) bool { return f.Switched && f.Failed == "" }) {
+			m.say("%s is off: switch it on again", args[0])
+		}
 		failed := 0
 		for _, f := range list {
 			if f.Failed != "" {
@@ -196,7 +208,11 @@ func (m *Main) fenceTest() *cobra.Command {
 			}
 		}
 		if failed > 0 {
-			return fmt.Errorf("%s of %s failed; it is not used until it passes", plural(failed, "method"), args[0])
+			used := "it is not used until it passes"
+			if failed > 1 {
+				used = "they are not used until they pass"
+			}
+			return fmt.Errorf("%s of %s failed; %s", plural(failed, "method"), args[0], used)
 		}
 		return nil
 	})

@@ -22,7 +22,7 @@ func (m *Main) haCommand() *cobra.Command {
 		m.haAdd(), m.haSet(), m.haRemove(), m.haList(), m.haConfig(), m.haStatus(), m.haAcknowledge(), m.haExplain(), m.haWhatIf(),
 		m.haMove("migrate", "Have a protected guest go to another node while it runs; who must be with it goes along"),
 		m.haMove("relocate", "Have a protected guest stop and start again on another node"), m.haStop(),
-		m.haMaintenance(), m.haDisarm(), m.haArm(), m.rulesCommand(), m.fenceCommand(), m.haOptions())
+		m.haMaintenance(), m.haDisarm(), m.haArm(), m.rulesCommand(), m.fenceCommand(), m.fenceTest("fence-test"), m.haOptions())
 }
 
 // setting is a flag that stands for a key of a configuration file.
@@ -115,12 +115,15 @@ func (m *Main) haAdd() *cobra.Command {
 	}
 	set := entryFlags(cmd.Flags(), resourceSettings()...)
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		return m.addResource(ctx, c, args[0], set.given(cmd.Flags()))
+		return m.addResource(ctx, cmd, c, args[0], set.given(cmd.Flags()))
 	})
 	return cmd
 }
 
-func (m *Main) addResource(ctx context.Context, c *client.Client, sid string, values map[string]string) error {
+func (m *Main) addResource(ctx context.Context, cmd *cobra.Command, c *client.Client, sid string, values map[string]string) error {
+	if state, given := values["state"]; given && state == "" {
+		return usageError(cmd, "--state is %s, not empty", haStates)
+	}
 	r := api.HAResource{SID: sid, State: values["state"], Comment: values["comment"], Values: values}
 	delete(values, "state")
 	delete(values, "comment")
@@ -230,7 +233,7 @@ func printSection(w io.Writer, head string, values map[string]string) {
 	}
 	slices.Sort(keys)
 	for _, k := range keys {
-		fmt.Fprintln(w, strings.TrimRight("\t"+k+" "+values[k], " "))
+		fmt.Fprintln(w, strings.TrimRight("\t"+k+" "+oneLine(values[k]), " "))
 	}
 }
 

@@ -114,7 +114,7 @@ func (m *Main) haDisarm() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&d.Mode, "mode", d.Mode, "freeze or ignore")
 	cmd.Flags().StringVar(&d.Node, "node", "", "this node alone")
-	cmd.Flags().DurationVar(&d.For, "for", 0, "how long; without it until 'sauh ha arm'")
+	cmd.Flags().DurationVar(&d.For, "for", 0, "how long, such as 10m; without it until 'sauh ha arm'")
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
 		switch {
 		case !slices.Contains([]string{"freeze", "ignore"}, d.Mode):
@@ -126,6 +126,9 @@ func (m *Main) haDisarm() *cobra.Command {
 			return err
 		}
 		until := "until 'sauh ha arm'"
+		if d.Node != "" {
+			until = "until 'sauh ha arm --node " + d.Node + "'"
+		}
 		if d.For > 0 {
 			until = "for " + d.For.String()
 		}
@@ -137,13 +140,25 @@ func (m *Main) haDisarm() *cobra.Command {
 
 func (m *Main) haArm() *cobra.Command {
 	node := ""
-	cmd := &cobra.Command{Use: "arm", Short: "End what 'sauh ha disarm' began", Example: "  sauh ha arm\n  sauh ha arm --node n2", Args: takes()}
+	cmd := &cobra.Command{Use: "arm", Short: "End what 'sauh ha disarm' began, for the cluster or for one node", Example: "  sauh ha arm\n  sauh ha arm --node n2", Args: takes()}
 	cmd.Flags().StringVar(&node, "node", "", "this node alone")
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
 		if err := c.HAArm(ctx, node); err != nil {
 			return err
 		}
 		m.say("%s is armed", orWord(node, "the cluster"))
+		st, err := c.HAStatus(ctx)
+		if err != nil {
+			return err
+		}
+		if node != "" && st.Disarm != "" {
+			m.say("the cluster is still disarmed, and %s with it: 'sauh ha arm' ends that", node)
+		}
+		for _, n := range st.Nodes {
+			if node == "" && n.Disarm != "" {
+				m.say("%s is still disarmed by itself: 'sauh ha arm --node %s' ends that", n.Node, n.Node)
+			}
+		}
 		return nil
 	})
 	return cmd

@@ -53,6 +53,9 @@ func (m *Main) pveConfig() *cobra.Command {
 	cmd := &cobra.Command{Use: "config", Short: "List the HA resources with their settings", Example: "  sauh ha-manager config", Args: takes()}
 	cmd.Flags().StringVar(&typ, "type", "", "only vm or ct")
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+		if !slices.Contains([]string{"", "vm", "ct"}, typ) {
+			return usageError(cmd, "--type is vm or ct, not %q", typ)
+		}
 		list, err := c.HAResources(ctx)
 		if err != nil {
 			return err
@@ -78,7 +81,7 @@ func (m *Main) pveAdd() *cobra.Command {
 	cmd := &cobra.Command{Use: "add SID", Short: "Add an HA resource", Example: "  sauh ha-manager add vm:100 --state started --max_restart 2", Args: takes("SID")}
 	set := pveSettings(cmd.Flags())
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		return m.addResource(ctx, c, args[0], set.given(cmd.Flags()))
+		return m.addResource(ctx, cmd, c, args[0], set.given(cmd.Flags()))
 	})
 	return cmd
 }
@@ -97,11 +100,15 @@ func (m *Main) pveSet() *cobra.Command {
 }
 
 func (m *Main) pveRemove() *cobra.Command {
-	purge := true
+	purge := "1"
 	cmd := &cobra.Command{Use: "remove SID", Short: "Remove an HA resource", Example: "  sauh ha-manager remove vm:100", Args: takes("SID")}
-	cmd.Flags().BoolVar(&purge, "purge", purge, "also from the rules that name it")
+	cmd.Flags().StringVar(&purge, "purge", purge, "also from the rules that name it: 1 or 0") // with a value, as ha-manager has it
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		return c.HARemove(ctx, args[0], !purge)
+		on, err := strconv.ParseBool(purge)
+		if err != nil {
+			return usageError(cmd, "--purge is 1 or 0, not %q", purge)
+		}
+		return c.HARemove(ctx, args[0], !on)
 	})
 	return cmd
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -28,17 +29,17 @@ func (m *Main) simCommand() *cobra.Command {
 	f.IntVar(&o.seeds, "seeds", 1000, "how many lives, each with a seed of its own")
 	f.Uint64Var(&o.first, "first", 0, "the first seed")
 	f.IntVar(&o.seconds, "seconds", 0, "live new lives for so long, whatever --seeds says")
-	f.Int64Var(&o.seed, "seed", -1, "live this one life alone")
+	f.Int64Var(&o.seed, "seed", -1, "live this one life alone; seeds count from 0")
 	f.BoolVar(&o.trace, "trace", false, "with --seed: print all that happens")
-	f.StringVar(&o.keep, "faults", "", "with --seed: keep only these of its faults, such as 0,3 (none: no fault)")
+	f.StringVar(&o.keep, "faults", "", "with --seed: keep only these of its faults, such as 0,3; none for no fault")
 	f.BoolVar(&o.shrink, "shrink", true, "shrink the first broken life to the fewest faults")
-	f.StringVar(&o.mutation, "mutation", "", "plant this bug (see sauh sim mutations)")
+	f.StringVar(&o.mutation, "mutation", "", "plant this bug; 'sauh sim mutations' lists them")
 	f.IntVar(&o.workers, "workers", 2, "how many lives at a time")
 	out := m.outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o.out = out
-		if o.mutation != "" && !sim.KnownMutation(o.mutation) {
-			return usageError(cmd, "there is no planted bug %q", o.mutation)
+		if err := o.check(cmd); err != nil {
+			return err
 		}
 		if o.seed >= 0 {
 			return o.one(cmd)
@@ -60,22 +61,62 @@ type simOptions struct {
 	workers        int
 }
 
+// check refuses what would be lived otherwise than it was asked for.
+func (o *simOptions) check(cmd *cobra.Command) error {
+	given := cmd.Flags().Changed
+	for _, f := range []struct {
+		name       string
+		value, min int64
+	}{{"seed", o.seed, 0}, {"seeds", int64(o.seeds), 1}, {"seconds", int64(o.seconds), 1}, {"workers", int64(o.workers), 1}} {
+		if given(f.name) && f.value < f.min {
+			return usageError(cmd, "--%s is at least %d, not %d", f.name, f.min, f.value)
+		}
+	}
+	one, many := []string{"faults", "trace"}, []string{"seeds", "seconds", "first"}
+	for _, f := range one {
+		if given(f) && !given("seed") {
+			return usageError(cmd, "--%s is about one life: give --seed too", f)
+		}
+	}
+	for _, f := range many {
+		if given(f) && given("seed") {
+			return usageError(cmd, "--seed is one life: leave out --%s", f)
+		}
+	}
+	switch {
+	case o.trace && o.out.json():
+		return usageError(cmd, "--trace is no JSON: leave out one of --trace and --output json")
+	case o.mutation != "" && !sim.KnownMutation(o.mutation):
+		return usageError(cmd, "there is no planted bug %q: 'sauh sim mutations' lists them", o.mutation)
+	}
+	return nil
+}
+
+// faults are those of the plan that --faults names: numbers separated by commas, or none.
+func (o *simOptions) faults(cmd *cobra.Command, plan sim.Plan) ([]sim.Fault, error) {
+	if o.keep == "none" {
+		return nil, nil
+	}
+	var out []sim.Fault
+	for _, s := range strings.Split(o.keep, ",") {
+		i, err := strconv.Atoi(s)
+		if err != nil || i < 0 || i >= len(plan.Faults) {
+			return nil, usageError(cmd, "seed %d has no fault %q: it has %d, counted from 0; none is for no fault", o.seed, s, len(plan.Faults))
+		}
+		out = append(out, plan.Faults[i])
+	}
+	return out, nil
+}
+
 // one lives one life and shows it.
 func (o *simOptions) one(cmd *cobra.Command) error {
 	opts := sim.Options{Seed: uint64(o.seed), Mutation: o.mutation}
 	if cmd.Flags().Changed("faults") {
-		plan := sim.PlanOf(opts.Seed)
-		opts.Given = true
-		for _, s := range strings.FieldsFunc(o.keep, func(r rune) bool { return r == ',' }) {
-			i, err := strconv.Atoi(s)
-			if s == "none" {
-				break
-			}
-			if err != nil || i < 0 || i >= len(plan.Faults) {
-				return usageError(cmd, "seed %d has no fault %q: it has %d, counted from 0", o.seed, s, len(plan.Faults))
-			}
-			opts.Faults = append(opts.Faults, plan.Faults[i])
+		var err error
+		if opts.Faults, err = o.faults(cmd, sim.PlanOf(opts.Seed)); err != nil {
+			return err
 		}
+		opts.Given = true
 	}
 	if o.trace {
 		opts.Trace = o.m.Stdout
@@ -146,7 +187,7 @@ func (o *simOptions) many(ctx context.Context) error {
 }
 
 func printLives(w io.Writer, s sim.Summary) {
-	facts(w, "Lives", fmt.Sprintf("%d (%.1f/s)", s.Seeds, s.LivesPerSecond), "Simulated", fmt.Sprintf("%.0f h (%.1f h/s)", s.Hours, s.HoursPerSecond),
+	facts(w, "Lives", fmt.Sprintf("%d (%.1f/s)", s.Seeds, s.LivesPerSecond), "Simulated", fmt.Sprintf("%.1f h (%.1f h/s)", s.Hours, s.HoursPerSecond),
 		"Faults", number(s.Faults), "Nodes cut off", number(s.Cuts), "Nodes shot", number(s.Shots), "Machines reset", number(s.Resets),
 		"Guests moved", number(s.Moves), "Late writes", number(s.LateWrites), "Broken lives", strconv.Itoa(len(s.Broken)))
 	rows := [][]string{{"FAULT", "INJECTED"}}
@@ -174,7 +215,13 @@ func (m *Main) simScenarios() *cobra.Command {
 	cmd.Flags().StringVar(&only, "only", "", "run this one alone")
 	cmd.Flags().BoolVar(&trace, "trace", false, "with --only: print all that happens")
 	out := m.outputFlag(cmd)
-	cmd.RunE = func(_ *cobra.Command, args []string) error {
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		switch {
+		case trace && only == "":
+			return usageError(cmd, "--trace is about one scenario: give --only too")
+		case trace && out.json():
+			return usageError(cmd, "--trace is no JSON: leave out one of --trace and --output json")
+		}
 		file, err := os.Open(args[0])
 		if err != nil {
 			return fmt.Errorf("read scenarios: %w", err)
@@ -191,7 +238,7 @@ func (m *Main) simScenarios() *cobra.Command {
 				continue
 			}
 			var w io.Writer
-			if trace && only != "" {
+			if trace {
 				w = m.Stdout
 			}
 			v := sim.RunScenario(&all[i], w)
@@ -200,7 +247,10 @@ func (m *Main) simScenarios() *cobra.Command {
 			}
 			verdicts = append(verdicts, v)
 		}
-		if len(verdicts) == 0 {
+		switch {
+		case len(all) == 0:
+			return fmt.Errorf("%s has no scenarios: write {\"scenarios\": […]}", args[0])
+		case len(verdicts) == 0:
 			return fmt.Errorf("%s has no scenario %q", args[0], only)
 		}
 		if err := out.print(verdicts, func(w io.Writer) { printVerdicts(w, verdicts) }); err != nil {
@@ -242,37 +292,49 @@ func (m *Main) simMutations() *cobra.Command {
 	cmd.Flags().IntVar(&seeds, "seeds", seeds, "with --find: how many lives at most")
 	out := m.outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		all := sim.Mutations()
-		if find {
-			if err := m.findMutations(cmd.Context(), all, seeds); err != nil {
-				return err
-			}
+		switch {
+		case cmd.Flags().Changed("seeds") && !find:
+			return usageError(cmd, "--seeds is about --find: give that too")
+		case seeds < 1:
+			return usageError(cmd, "--seeds is at least 1, not %d", seeds)
 		}
-		return out.print(all, func(w io.Writer) {
+		all := sim.Mutations()
+		var missed error
+		if find {
+			missed = findMutations(cmd.Context(), all, seeds)
+		}
+		return errors.Join(out.print(all, func(w io.Writer) {
 			rows := [][]string{{"NAME", "FOUND BY SEED", "RULE", "WHAT IT DOES"}}
 			for _, mu := range all {
-				rows = append(rows, []string{mu.Name, strconv.FormatUint(mu.Seed, 10), string(mu.Rule), mu.What})
+				seed := strconv.FormatUint(mu.Seed, 10)
+				if mu.Rule == notFound {
+					seed = ""
+				}
+				rows = append(rows, []string{mu.Name, seed, string(mu.Rule), mu.What})
 			}
 			table(w, rows...)
-		})
+		}), missed)
 	}
 	return cmd
 }
 
-// findMutations fills in which seed finds each planted bug, and which rule that breaks.
-func (m *Main) findMutations(ctx context.Context, all []sim.Mutation, seeds int) error {
+// notFound stands in the place of the rule that a planted bug broke.
+const notFound = "not found"
+
+// findMutations fills in which seed finds each planted bug, and which rule that breaks; a bug that none finds is an error.
+func findMutations(ctx context.Context, all []sim.Mutation, seeds int) error {
 	var missed []string
 	for i := range all {
 		r, ok := sim.Find(ctx, all[i], seeds, 2)
 		if !ok {
 			missed = append(missed, all[i].Name)
-			all[i].Rule = "not found"
+			all[i].Seed, all[i].Rule = 0, notFound
 			continue
 		}
 		all[i].Seed, all[i].Rule = r.Seed, r.Violation.Rule
 	}
-	if len(missed) > 0 {
-		fmt.Fprintf(m.Stderr, "%d of %d planted bugs are not found within %d lives: %s\n", len(missed), len(all), seeds, strings.Join(missed, ", "))
+	if ctx.Err() == nil && len(missed) > 0 {
+		return fmt.Errorf("%d of %d planted bugs are not found within %d lives: %s", len(missed), len(all), seeds, strings.Join(missed, ", "))
 	}
 	return ctx.Err()
 }

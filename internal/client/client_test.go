@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -65,7 +66,9 @@ func TestWhatTheBackendSaysArrivesUnchanged(t *testing.T) {
 	vs, err := c.Content(ctx, client.LocalNode, "nas")
 	check("Content", f.Volumes, vs, err)
 	rs, err := c.HAResources(ctx)
-	check("HAResources", f.Resources, rs, err)
+	resources := slices.Clone(f.Resources)
+	resources[0].MaxRestart, resources[0].MaxRelocate, resources[0].Failback, resources[0].Rebalance = 3, 1, true, true // in effect
+	check("HAResources", resources, rs, err)
 	ha, err := c.HAStatus(ctx)
 	check("HAStatus", f.HA, ha, err)
 	v, err := c.Version(ctx)

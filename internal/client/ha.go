@@ -19,10 +19,21 @@ func (c *Client) HAResources(ctx context.Context) ([]api.HAResource, error) {
 	for _, row := range rows {
 		v := plain(row)
 		r := api.HAResource{SID: v["sid"], State: v["state"], Comment: v["comment"], Digest: v["digest"]}
+		r.MaxRestart, r.MaxRelocate = orDefault(v["max_restart"]), orDefault(v["max_relocate"])
+		r.Failback, r.Rebalance = v["failback"] != "0", v["auto-rebalance"] != "0"
 		r.Values = rest(v, "sid", "state", "comment", "digest", "type")
 		out = append(out, r)
 	}
 	return out, nil
+}
+
+// orDefault is a limit as it is in effect: 1 unless the file says otherwise.
+func orDefault(text string) int {
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		return 1
+	}
+	return n
 }
 
 // plain prints a row's values as they stand in the file.

@@ -76,7 +76,7 @@ type Fault struct {
 }
 
 func (f Fault) String() string {
-	return fmt.Sprintf("%8.3fs %-26s n%d peer n%d guest %d for %.3fs", f.At.Seconds(), f.Kind, f.Node+1, f.Peer+1, f.Guest, f.For.Seconds())
+	return fmt.Sprintf("%8.3fs %-27s n%d peer n%d guest %d for %.3fs", f.At.Seconds(), f.Kind, f.Node+1, f.Peer+1, f.Guest, f.For.Seconds())
 }
 
 // Plan is all that goes wrong in a life.
