@@ -318,11 +318,19 @@ func (e *ending) serveAgain(upid string) {
 	e.wg.Go(e.forget)
 }
 
-// forget deletes what an earlier life, or an end that was taken back, said of how this node ends; it tries until it can. The word of an
-// end that has begun meanwhile stays.
+// forget deletes what an earlier life, or an end that was taken back, said of how this node ends, as soon as the node is registered again:
+// a node that left, and of which nothing says why, is one whose guests are taken. It tries until it can. The word of an end that
+// has begun meanwhile stays.
 func (e *ending) forget() {
 	key := model.HANodePrefix + e.node
 	for e.ctx.Err() == nil {
+		if !e.registered() {
+			if !e.isEnd("") {
+				return
+			}
+			sleep(e.ctx, endPace)
+			continue
+		}
 		rec, err := mirror.Read[ha.NodeMode](e.ctx, e.st, key)
 		// Whoever has written since then was seen by this look before it wrote, and whoever writes after it changes the revision.
 		if err == nil && (rec.Revision == 0 || !e.isEnd("")) {
@@ -336,6 +344,12 @@ func (e *ending) forget() {
 		}
 		sleep(e.ctx, endRetry)
 	}
+}
+
+// registered says whether the node's record is of this boot, and not the one with which it left.
+func (e *ending) registered() bool {
+	live, err := mirror.Read[model.Live](e.ctx, e.st, model.LivePrefix+e.node)
+	return err == nil && live.Value.BootID == e.boot && !live.Value.Left && !live.Value.Fenced
 }
 
 // wait returns when nothing of it runs any more; everything ends with the membership's context.

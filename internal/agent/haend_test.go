@@ -92,8 +92,7 @@ func TestANodeThatEndsSaysSoFirstAndLeavesLast(t *testing.T) {
 
 func TestTheMachineMayGoDownOnlyWhenHAIsDoneWithItsGuests(t *testing.T) {
 	n := newEndingNode(t)
-	unlock, err := n.m.worker.locks.tryLock(100, "migration to n2")
-	must(t, err)
+	unlock := n.occupy(100)
 	done := make(chan error, 2)
 	go func() { done <- n.m.ending.DrainNode(t.Context(), false) }()
 	eventually(t, "the ordinary guest is stopped meanwhile", func() bool { return len(n.diary()) == 1 })
@@ -126,9 +125,7 @@ func TestANodeWhoseMachineDoesNotGoDownServesAgain(t *testing.T) {
 // The agent may be stopped with the machine while guests are still leaving; another life of it says what is so then.
 func TestAnAgentThatStopsWhileItsNodeEndsLeavesTheWordStanding(t *testing.T) {
 	n := newEndingNode(t)
-	unlock, err := n.m.worker.locks.tryLock(100, "migration to n2")
-	must(t, err)
-	defer unlock()
+	defer n.occupy(100)()
 	must(t, n.m.ending.EndNode(t.Context(), false))
 	eventually(t, "the cluster knows", func() bool { return n.get(model.HANodePrefix+"n1") != "" })
 	n.a.tasks.Stop(move.ErrAbandoned)
@@ -136,12 +133,44 @@ func TestAnAgentThatStopsWhileItsNodeEndsLeavesTheWordStanding(t *testing.T) {
 	if n.get(model.HANodePrefix+"n1") == "" || n.live().Left || len(n.diary()) > 1 {
 		t.Errorf("it did %v, the word is %q, left %v", n.diary(), n.get(model.HANodePrefix+"n1"), n.live().Left)
 	}
-	next := &ending{ctx: t.Context(), node: "n1", st: n.st}
+	next := &ending{ctx: t.Context(), node: "n1", boot: n.m.ending.boot, st: n.st}
 	next.forget()
 	if got := n.get(model.HANodePrefix + "n1"); got != "" {
 		t.Errorf("a new life leaves %s", got)
 	}
 	next.forget() // nothing is there
+}
+
+// occupy locks a guest as a migration does, when HA is through with it.
+func (n *endingNode) occupy(id model.VMID) (unlock func()) {
+	n.t.Helper()
+	eventually(n.t, "the guest is free", func() bool {
+		var err error
+		unlock, err = n.m.worker.locks.tryLock(id, "migration to n2")
+		return err == nil
+	})
+	return unlock
+}
+
+// A node that has left, and of which nothing says that it reboots, is one whose guests are taken.
+func TestTheWordOfAnEndStaysUntilTheNodeIsRegisteredAgain(t *testing.T) {
+	n := newEndingNode(t)
+	key, live := model.HANodePrefix+"n7", model.LivePrefix+"n7"
+	n.put(key, string(mustJSON(ha.NodeMode{Ends: ha.EndsReboot, BootID: "b1"})))
+	for _, left := range []model.Live{{BootID: "b1", Epoch: 1, Left: true}, {BootID: "b2", Epoch: 2, Fenced: true, By: "n1"}} {
+		n.put(live, string(mustJSON(left)))
+		ctx, cancel := context.WithTimeout(t.Context(), 3*endPace)
+		(&ending{ctx: ctx, node: "n7", boot: "b2", st: n.st}).forget()
+		cancel()
+		if n.get(key) == "" {
+			t.Errorf("nothing says any more how the node ends while its record is %+v", left)
+		}
+	}
+	n.put(live, string(mustJSON(model.Live{BootID: "b2", Epoch: 3})))
+	(&ending{ctx: t.Context(), node: "n7", boot: "b2", st: n.st}).forget()
+	if got := n.get(key); got != "" {
+		t.Errorf("it still says %s", got)
+	}
 }
 
 // serves: the node is as if nobody had ended it.
@@ -155,8 +184,7 @@ func TestTheWordOfAnEndThatHasBegunIsNotTakenForAnOldOne(t *testing.T) {
 	n := newEndingNode(t)
 	key := model.HANodePrefix + "n1"
 	n.put(key, string(mustJSON(ha.NodeMode{Ends: ha.EndsShutdown, BootID: "the boot before"})))
-	unlock, err := n.m.worker.locks.tryLock(100, "migration to n2")
-	must(t, err)
+	unlock := n.occupy(100)
 	n.st.setQuorum(false)
 	var wg sync.WaitGroup
 	wg.Go(n.m.ending.forget)
@@ -206,8 +234,7 @@ func TestSystemdsJobsTellThatTheMachineGoesDown(t *testing.T) {
 
 func TestAnEndThatWasCancelledIsTakenBackOnce(t *testing.T) {
 	n := newEndingNode(t)
-	unlock, err := n.m.worker.locks.tryLock(100, "migration to n2")
-	must(t, err)
+	unlock := n.occupy(100)
 	e := n.m.ending
 	must(t, e.EndNode(t.Context(), true))
 	first := e.upid
@@ -230,9 +257,7 @@ func TestAnEndThatWasCancelledIsTakenBackOnce(t *testing.T) {
 // A node may be taken out of the cluster while it is draining: then nobody's worker says any more when it may go.
 func TestAMembershipThatEndsWaitsForNoDrain(t *testing.T) {
 	n := newEndingNode(t)
-	unlock, err := n.m.worker.locks.tryLock(100, "migration to n2")
-	must(t, err)
-	defer unlock()
+	defer n.occupy(100)()
 	must(t, n.m.ending.EndNode(t.Context(), false))
 	eventually(t, "the cluster knows", func() bool { return n.get(model.HANodePrefix+"n1") != "" })
 	n.m.cancel()

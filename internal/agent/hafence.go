@@ -246,7 +246,8 @@ func (f *fencing) shoot(ctx context.Context, a ha.Shoot) (ha.Event, error) {
 		defer done()
 	}
 	s := f.set(f.mirror.Snapshot(), setKey{a.Node, a.Method, "shoot"})
-	proof, err := f.take(a.Node, a.Method, s.Shoot(ctx, begun, func() []corefence.Sign { return f.signs(a.Node) }, func(ctx context.Context) error {
+	signs := func() []corefence.Sign { return f.signsSince(a) }
+	proof, err := f.take(a.Node, a.Method, s.Shoot(ctx, begun, signs, func(ctx context.Context) error {
 		if err := f.holds(ctx, a); err != nil {
 			return err
 		}
@@ -267,6 +268,16 @@ func (f *fencing) shoot(ctx context.Context, a ha.Shoot) (ha.Event, error) {
 		return ha.FenceResult{Action: a, Guests: proof.Guests}, nil
 	}
 	return ha.ActionDone{Action: a}, nil
+}
+
+// signsSince are the node's signs of life for a shot: a record that is another one by now, a renewal or a cut on other proof, is one.
+func (f *fencing) signsSince(a ha.Shoot) []corefence.Sign {
+	out := f.signs(a.Node)
+	live, err := mirror.Get[model.Live](f.mirror.Snapshot(), model.LivePrefix+a.Node)
+	if err == nil && live.Revision > a.LiveRevision {
+		out = append(out, corefence.Sign{Kind: corefence.Renewal, At: sys.BootTime()})
+	}
+	return out
 }
 
 // holdsLimit bounds the questions to the store whether a node may still be shot: what was read must not be old when the order goes out.

@@ -237,10 +237,9 @@ func TestTheManagerSeesTheLoadsThatCount(t *testing.T) {
 			}
 		}
 		for _, g := range v.Guests {
-			switch g.VMID {
-			case 100:
+			if g.VMID == 100 {
 				s.Guest = g.Load
-			case 101:
+			} else if g.VMID == 101 {
 				s.Unmeasured = g.Unmeasured
 			}
 		}

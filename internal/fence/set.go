@@ -109,7 +109,8 @@ func (s *Set) Ask(ctx context.Context, signs Signs) Outcome {
 }
 
 // Shoot fires the methods in their order and returns with the first proof about all guests. One does not fire if, when its delay is over, the
-// node was heard of since begun, or if still returns an error, which is asked right before the order; nil for nobody.
+// node was heard of since begun, or if still returns an error, which is asked right before the order; nil for nobody. It gives up, with
+// ErrHeardOf, when the node is heard of while it tries: then nobody knows whether the order arrived.
 func (s *Set) Shoot(ctx context.Context, begun time.Duration, signs Signs, still func(context.Context) error) Outcome {
 	fire := func(ctx context.Context, e *entry) (fence.Evidence, error) {
 		if err := pause(ctx, e.Delay); err != nil {
@@ -120,14 +121,12 @@ func (s *Set) Shoot(ctx context.Context, begun time.Duration, signs Signs, still
 				return fence.Evidence{}, err
 			}
 		}
-		for _, sign := range signs() {
-			if sign.At >= begun {
-				return fence.Evidence{}, fmt.Errorf("%w: by a %s", ErrHeardOf, sign.Kind)
-			}
+		if err := heardSince(begun, signs); err != nil {
+			return fence.Evidence{}, err
 		}
 		ctx, cancel := context.WithTimeoutCause(ctx, e.Timeout, ErrTimeout)
 		defer cancel()
-		return e.Fencer.Shoot(ctx)
+		return s.shootUnlessHeard(ctx, e, begun, signs)
 	}
 	limit := func(e *entry) time.Duration { return e.Delay + stillLimit + e.Timeout }
 	out := Outcome{Node: s.node}
@@ -139,6 +138,47 @@ func (s *Set) Shoot(ctx context.Context, begun time.Duration, signs Signs, still
 		}
 	}
 	return out
+}
+
+// heardPace is how often it is looked whether a node that is being shot is heard of.
+const heardPace = 20 * time.Millisecond
+
+// shootUnlessHeard fires, and stops trying when the node is heard of: a BMC that was silent may answer again with the node's own return.
+func (s *Set) shootUnlessHeard(ctx context.Context, e *entry, begun time.Duration, signs Signs) (fence.Evidence, error) {
+	ctx, stop := context.WithCancelCause(ctx)
+	watched := make(chan struct{})
+	s.wg.Go(func() {
+		defer close(watched)
+		look := time.NewTicker(heardPace)
+		defer look.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-look.C:
+				if err := heardSince(begun, signs); err != nil {
+					stop(err)
+				}
+			}
+		}
+	})
+	evidence, err := e.Fencer.Shoot(ctx)
+	if why := context.Cause(ctx); err != nil && errors.Is(why, ErrHeardOf) {
+		err = why
+	}
+	stop(nil)
+	<-watched
+	return evidence, err
+}
+
+// heardSince is ErrHeardOf if there was a sign of life after begun.
+func heardSince(begun time.Duration, signs Signs) error {
+	for _, sign := range signs() {
+		if sign.At >= begun {
+			return fmt.Errorf("%w: by a %s", ErrHeardOf, sign.Kind)
+		}
+	}
+	return nil
 }
 
 // stillLimit is what Shoot's still may take beside a method's own time.

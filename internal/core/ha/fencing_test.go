@@ -375,3 +375,14 @@ func TestAMethodOfAHigherOrderShootsWhenTheLowerOnesHaveFailedOrAreOfNoUse(t *te
 		d.view("shoot n3 pdu", "cut n3 epoch 5 by n1 [live 30]", "status vm:101 fence on n3", "wake 6.1s")
 	})
 }
+
+// Without having said goodbye it has crashed, and nothing would ever come that makes the manager look again.
+func TestANodeThatFallsSilentWhileItEndsIsAskedAboutAndWaitedForLikeEveryOther(t *testing.T) {
+	d := fenceTalk(t, ha.FenceMethod{Name: "redfish", Rehearsed: true})
+	m := d.member("n3")
+	m.Mode = ha.NodeMode{Ends: ha.EndsReboot, BootID: m.Live.BootID}
+	d.v.Policy.Shutdown = ha.ShutdownFreeze
+	d.view("status vm:100 freeze on n3", "wake 1.5s")
+	d.quiet(3 * second)
+	d.view("ask n3 redfish", "wake 3.1s")
+}

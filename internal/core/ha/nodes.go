@@ -67,8 +67,8 @@ func (d *decision) freeze(n *node) {
 		return
 	}
 	switch {
-	case !n.Live.Left && n.MayTake:
-		// It fell silent before it was through: it crashed.
+	case !n.Live.Left && (n.MayTake || n.silence >= d.p.Suspect):
+		// It fell silent before it was through: it crashed, and is asked about and waited for like every other.
 	case d.view.Policy.freezes(n.ends):
 		n.frozen = fmt.Sprintf("%s ends in order (%s), and its guests wait for it", n.Name, n.ends)
 	case n.Live.Left && n.ends == EndsReboot && n.silence < d.p.RebootPatience:

@@ -36,11 +36,14 @@ func fenceHere(what, node, password string) int {
 			Secret: func(string) (string, error) { return password, nil }, Now: sys.BootTime, Wall: time.Now,
 		})
 		defer set.Close()
-		use := set.Ask
+		signs := func() []core.Sign { return nil }
+		out := fence.Outcome{}
 		if what == "shoot" {
-			use = set.Shoot
+			out = set.Shoot(context.Background(), sys.BootTime(), signs, nil)
+		} else {
+			out = set.Ask(context.Background(), signs)
 		}
-		return json.NewEncoder(os.Stdout).Encode(use(context.Background(), func() []core.Sign { return nil }, nil))
+		return json.NewEncoder(os.Stdout).Encode(out)
 	}()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
