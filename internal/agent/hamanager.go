@@ -77,19 +77,22 @@ func (m *haManager) view() ha.View {
 
 // member is a member as this node sees it. A history that cannot be read is an empty one: it is written over.
 func (m *haManager) member(snap mirror.Snapshot, c clusterRecords, name string, n mirror.Record[model.Node]) ha.Member {
-	verdict, silence := m.live.Verdict(name)
+	verdict, _ := m.live.Verdict(name)
 	if n.Value.Leaving {
 		verdict.Revision = 0 // it has no guests, and is no place for any
 	}
 	history, _ := mirror.Get[ha.History](snap, model.HAHistoryPrefix+name)
 	out := ha.Member{
 		Name: name, Revision: n.Revision, MemoryMiB: n.Value.MemoryMiB, CPUs: n.Value.CPUs, Storages: sharedOn(c.storages, name),
-		Live: verdict.Live, LiveRevision: verdict.Revision, Silence: silence, MayTake: verdict.May, Why: verdict.Reason, Wait: verdict.Wait,
+		Live: verdict.Live, LiveRevision: verdict.Revision, Silence: verdict.Silent, MayTake: verdict.May, Why: verdict.Reason, Wait: verdict.Wait,
 		Request: c.requests[name].Value, Mode: c.modes[name].Value, Health: c.health[name].Value,
 		History: history.Value, HistoryRevision: history.Revision, Rack: n.Value.Rack, Site: n.Value.Site, Level: n.Value.Level,
 	}
 	if name != m.node {
 		m.fencing.describe(snap, &out)
+		if out.Heard > 0 {
+			out.Heard = max(min(out.Heard, verdict.Present), 1)
+		}
 	}
 	return out
 }

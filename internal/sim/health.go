@@ -14,8 +14,9 @@ const guestNetwork = "vmbr0"
 const (
 	// lossSeen is how long something must be gone before its node is sure; see internal/agent.
 	lossSeen = 6 * time.Second
-	// lossOver is for how long after its end a loss is still a reason to move.
-	lossOver = 60 * time.Second
+	// lossOver is for how long after its end a loss is still a reason to move: a decision made before the quorum was lost is carried out
+	// when it is back.
+	lossOver = 150 * time.Second
 )
 
 // wellness is what a node has lost.

@@ -287,7 +287,9 @@ func (a *agent) memberView(r *nodeRecord) ha.Member {
 		return m
 	}
 	m.Live, m.LiveRevision = live, rev
+	present := a.observer.Present(now)
 	m.Silence, _ = a.observer.Silence(r.name, now)
+	m.Silence = min(m.Silence, present)
 	// The observer is asked only where its answer can be yes: an easy case costs no sentence.
 	if live.Fenced || live.Left || m.Silence >= a.s.params.SuspectAfter() || a.s.mut == mutNoWait {
 		v := a.observer.MayTake(r.name, now)
@@ -303,7 +305,7 @@ func (a *agent) memberView(r *nodeRecord) ha.Member {
 	}
 	if a.s.fencing {
 		m.Beacons = true
-		m.Heard, m.Fencing = min(m.Silence, a.s.heard(a.node, n)), n.bmc.methods
+		m.Heard, m.Fencing = min(m.Silence, present, a.s.heard(a.node, n)), n.bmc.methods
 	}
 	return m
 }

@@ -35,6 +35,8 @@ type Verdict struct {
 	Reason   string
 	Live     model.Live
 	Revision int64
+	// Present is Observer.Present, and Silent how long nothing came of the node while this one was present: to judge others by.
+	Present, Silent time.Duration
 }
 
 // NewObserver knows no node yet. self is the node that observes.
@@ -79,11 +81,11 @@ func (o *Observer) Suspect(node string, now time.Duration) bool {
 	return !ok || silence >= o.p.SuspectAfter()
 }
 
-// Present is how long this node's own renewals have arrived without a gap of Params.AbsentAfter, 0 while they do not. For no
+// Present is how long this node's own renewals have arrived without a gap of Params.AbsentAfter, 0 while they do not, and
+// the longest duration if there was no such gap. For no
 // longer than that can its hearing nothing of another node tell of that node.
 func (o *Observer) Present(now time.Duration) time.Duration {
-	own, ok := o.nodes[o.self]
-	if !ok || now-own.arrived >= o.p.AbsentAfter() {
+	if own, ok := o.nodes[o.self]; ok && now-own.arrived >= o.p.AbsentAfter() {
 		return 0
 	}
 	if o.back == math.MinInt64 {
@@ -121,7 +123,8 @@ func (o *Observer) MayTake(node string, now time.Duration) Verdict {
 	if !ok {
 		return Verdict{Reason: "it has no liveness record that this node has seen"}
 	}
-	v := Verdict{Live: n.live, Revision: n.revision}
+	v := Verdict{Live: n.live, Revision: n.revision, Present: o.Present(now)}
+	v.Silent = min(now-n.arrived, v.Present)
 	silence, need := now-n.arrived, o.p.TakeAfter()
 	switch {
 	case n.live.Fenced:

@@ -1,6 +1,7 @@
 package lease_test
 
 import (
+	"math"
 	"testing"
 	"time"
 
@@ -10,10 +11,10 @@ import (
 )
 
 func TestANodeIsTakenOnlyAfterItsLeaseCanNoLongerLast(t *testing.T) {
-	o := lease.NewObserver(lease.DefaultParams(), "me")
+	o := lease.NewObserver(lease.DefaultParams(), "")
 	o.Note("n1", live(3, 0), 40, 100*sec)
 	v := o.MayTake("n1", 110*sec)
-	want := lease.Verdict{Wait: 520 * ms, Reason: "silent for 10s of 10.52s", Live: live(3, 0), Revision: 40}
+	want := lease.Verdict{Wait: 520 * ms, Reason: "silent for 10s of 10.52s", Live: live(3, 0), Revision: 40, Present: math.MaxInt64, Silent: 10 * sec}
 	if diff := cmp.Diff(want, v); diff != "" {
 		t.Error(diff)
 	}
@@ -96,7 +97,7 @@ func TestANodeThatWasCutOffItselfTakesNobodyUntilItIsBackForAWhile(t *testing.T)
 	o.Note("n2", live(1, 0), 41, 100*sec)
 	may := func(now time.Duration, want bool, wait time.Duration, present time.Duration) {
 		t.Helper()
-		if v := o.MayTake("n2", now); v.May != want || v.Wait != wait {
+		if v := o.MayTake("n2", now); v.May != want || v.Wait != wait || v.Silent > present {
 			t.Errorf("at %v: %+v, want %v after %v", now, v, want, wait)
 		}
 		if got := o.Present(now); got != present {
