@@ -37,7 +37,7 @@ func fenceHere(what, node, password string) int {
 		})
 		defer set.Close()
 		signs := func() []core.Sign { return nil }
-		out := fence.Outcome{}
+		var out fence.Outcome
 		if what == "shoot" {
 			out = set.Shoot(context.Background(), sys.BootTime(), signs, nil)
 		} else {

@@ -4,6 +4,7 @@ package roomtest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -85,7 +86,7 @@ func (r *room) hold(node, file string) {
 	r.Eventually(file+" is held", patience, func() error {
 		select {
 		case err := <-ended:
-			err = fmt.Errorf("qemu-io ended (%v): %s", err, said.String())
+			err = fmt.Errorf("qemu-io ended: %w: %s", cmp.Or(err, errors.New("exit status 0")), said.String())
 			start()
 			return err
 		default:
