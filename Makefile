@@ -37,6 +37,7 @@ lint: setup-lint
 
 unit:
 	CGO_ENABLED=1 $(GO) test -race -timeout 10m ./...
+	$(GO) test -count=1 -run 'Quick|InTime' ./internal/core/ha ./internal/core/place # what the race detector makes slow
 
 sim: build ## 10,000 ten-minute lives of simulated clusters, each checked for two writers of one disk
 	bin/sauh sim --seeds 10000
