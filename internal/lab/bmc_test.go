@@ -191,7 +191,7 @@ func TestTheRoomsFenceConfigNamesEachNodesBMC(t *testing.T) {
 		{Node: "n1", BMC: &BMCStatus{Address: BMCAddress(1), UUID: "11111111-2222-4333-8444-555555555555", Fingerprint: pin}},
 	}})
 	want := "redfish: n1-bmc\n\tnode n1\n\taddress 10.10.1.65:443\n\tuser sauh\n\tpassword-file priv/fence/lab-n1\n" +
-		"\tuuid 11111111-2222-4333-8444-555555555555\n\tverify-gap 0.4\n\tfingerprint " + pin + "\n"
+		"\tuuid 11111111-2222-4333-8444-555555555555\n\tverify-gap 0.5\n\tfingerprint " + pin + "\n"
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
@@ -199,7 +199,7 @@ func TestTheRoomsFenceConfigNamesEachNodesBMC(t *testing.T) {
 		{Node: "n2", BMC: &BMCStatus{Address: BMCAddress(2), IPMI: BMCAddress(2) + ":623", UUID: "11111111-2222-4333-8444-555555555555", Fingerprint: pin}},
 	}}
 	ipmi := "ipmi: n2-ipmi\n\tnode n2\n\taddress 10.10.1.66:623\n\tuser sauh\n\tpassword-file priv/fence/lab-n2\n" +
-		"\tuuid 11111111-2222-4333-8444-555555555555\n\tverify-gap 0.4\n"
+		"\tuuid 11111111-2222-4333-8444-555555555555\n\tverify-gap 0.5\n"
 	redfish := strings.NewReplacer("n1", "n2", "10.10.1.65", "10.10.1.66").Replace(want)
 	if got, err = fenceConfig(both); err != nil || got != redfish+"\n"+ipmi {
 		t.Errorf("%v (-want +got):\n%s", err, cmp.Diff(redfish+"\n"+ipmi, got))
