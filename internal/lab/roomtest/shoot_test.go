@@ -4,6 +4,7 @@ package roomtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"syscall"
@@ -27,9 +28,17 @@ func (r *room) Fenced() { r.t.Helper(); r.FencedBy(pveconf.FenceRedfish) }
 func (r *room) FencedBy(typ string) {
 	r.t.Helper()
 	r.t.Cleanup(func() {
-		if err := r.API("n1").SetFenceFile(context.Background(), "", ""); err != nil {
-			r.t.Error(err)
+		var errs []error
+		for _, n := range r.names { // the test's victim may still be without power
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			err := r.API(n).SetFenceFile(ctx, "", "")
+			cancel()
+			if err == nil {
+				return
+			}
+			errs = append(errs, err)
 		}
+		r.t.Error(errors.Join(errs...))
 	})
 	r.UseBMCs(typ)
 }
