@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/lab/image"
 )
 
@@ -109,7 +110,7 @@ func find(t *testing.T, said []line, from int, prefix string) int {
 func TestAMachineWhoseGuardIsKilledIsResetByItsWatchdogAndSaysSoAfterwards(t *testing.T) {
 	said := boot(t, "kill", "i6300esb")
 	first := find(t, said, 0, "GUARD")
-	if want := `GUARD identity="i6300ESB timer" grade=hardware timeout=5 reset=false`; said[first].text != want {
+	if want := armed("i6300ESB timer", "hardware"); said[first].text != want {
 		t.Errorf("got %s, want %s", said[first].text, want)
 	}
 	kill := find(t, said, first, "KILL")
@@ -120,16 +121,23 @@ func TestAMachineWhoseGuardIsKilledIsResetByItsWatchdogAndSaysSoAfterwards(t *te
 	}
 }
 
+// watchdog is the time that the guard gives the machine's.
+func watchdog() time.Duration { return lease.GuardParams().Watchdog }
+
+// armed is what a guard says of its watchdog in a first boot.
+func armed(identity, grade string) string {
+	return fmt.Sprintf("GUARD identity=%q grade=%s timeout=%d reset=false", identity, grade, int(watchdog().Seconds()))
+}
+
 // livedOn checks how long the machine lived after its guard was killed; it says every 50 ms that it does.
 func livedOn(t *testing.T, kill, last line) {
 	t.Helper()
-	const watchdog = 5 * time.Second
 	lived := last.at - kill.at
 	t.Logf("the machine lived on for %v after the guard was killed", lived)
-	if lived > watchdog+100*time.Millisecond {
-		t.Errorf("the machine lived on for %v, the watchdog has %v", lived, watchdog)
+	if lived > watchdog()+100*time.Millisecond {
+		t.Errorf("the machine lived on for %v, the watchdog has %v", lived, watchdog())
 	}
-	if lived < watchdog/2 {
+	if lived < watchdog()/2 {
 		t.Errorf("the machine ended after %v: not by its watchdog", lived)
 	}
 }
@@ -137,7 +145,7 @@ func livedOn(t *testing.T, kill, last line) {
 func TestTheKernelsSoftwareWatchdogResetsTooAndIsShownAsSecondClass(t *testing.T) {
 	said := boot(t, "kill", "softdog", "-no-reboot") // it keeps no evidence over a reset, so the machine ends there
 	first := find(t, said, 0, "GUARD")
-	if want := `GUARD identity="Software Watchdog" grade=software timeout=5 reset=false`; said[first].text != want {
+	if want := armed("Software Watchdog", "software"); said[first].text != want {
 		t.Errorf("got %s, want %s", said[first].text, want)
 	}
 	livedOn(t, said[find(t, said, first, "KILL")], said[len(said)-1])
