@@ -28,6 +28,7 @@ type script struct {
 	events []ha.Event // as they were fed
 	steps  []time.Duration
 	views  int
+	slow   time.Duration // what a view takes
 	cancel context.CancelFunc
 	ended  chan struct{}
 }
@@ -47,9 +48,11 @@ func play(t *testing.T, next func(i int, ev ha.Event) []ha.Action, do func(conte
 		},
 		view: func() ha.Event {
 			s.mu.Lock()
-			defer s.mu.Unlock()
 			s.views++
-			return ha.View{Revision: int64(s.views)}
+			view, slow := ha.View{Revision: int64(s.views)}, s.slow
+			s.mu.Unlock()
+			time.Sleep(slow)
+			return view
 		},
 		do: do, log: func(ha.Action, error) {},
 	}
@@ -105,6 +108,37 @@ func TestEveryActionGetsExactlyOneAnswer(t *testing.T) {
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Error(diff)
+		}
+	})
+}
+
+// A view of a large cluster takes longer than a transaction.
+func TestAnswersThatComeInTogetherAreFollowedByOneView(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const actions = 500
+		s := play(t, func(i int, _ ha.Event) (out []ha.Action) {
+			for id := model.VMID(0); i == 0 && id < actions; id++ {
+				out = append(out, ha.Stop{VMID: id})
+			}
+			return out
+		}, func(context.Context, ha.Action) (int64, error) {
+			time.Sleep(time.Second)
+			return 0, nil
+		})
+		s.mu.Lock()
+		s.slow = 50 * time.Millisecond
+		s.mu.Unlock()
+		time.Sleep(time.Minute)
+		s.cancel()
+		<-s.ended
+		answers, last := 0, ""
+		for _, ev := range s.seen() {
+			if last = fmt.Sprintf("%T", ev); last == "ha.ActionDone" {
+				answers++
+			}
+		}
+		if answers != actions || last != "ha.View" || s.views > 4 {
+			t.Errorf("%d answers, %d views, %s is the last event", answers, s.views, last)
 		}
 	})
 }
