@@ -207,7 +207,7 @@ func (m *member) wireHA(a *Agent, files guestFiles, tasks guestTasks, moves *dep
 	m.ending = &ending{
 		ctx: m.ctx, node: node, boot: a.boot, log: log, st: m.st, worker: m.worker, procs: m.procs, locks: tasks.locks, tasks: a.tasks,
 		starter: m.starter, live: m.live, closing: m.arrivals.leaving.Store, kick: m.kick, power: endMachine, stop: stopGuest,
-		goesDown: machineGoesDown, patience: standPatience,
+		goesDown: machineGoesDown, patience: standPatience, noteFile: a.opts.Paths.ending(),
 	}
 }
 
@@ -353,6 +353,7 @@ func (a *Agent) activate(m *member) error {
 		return err
 	}
 	m.arrivals.resolveInterrupted(m.ctx)
+	m.ending.goOn() // before the worker: an end that goes on starts no guest
 	m.wg.Go(func() { m.live.Run(m.ctx) })
 	m.wg.Go(func() { m.manager.run(m.ctx) })
 	m.wg.Go(func() { m.manager.keepReadable(m.ctx) })
@@ -361,7 +362,6 @@ func (a *Agent) activate(m *member) error {
 	m.wg.Go(func() { m.fencing.run(m.ctx) })
 	m.wg.Go(func() { m.health.start(m.ctx) })
 	m.wg.Go(func() { m.load.start(m.ctx) })
-	m.wg.Go(m.ending.forget)
 	m.beacons.start(m.ctx, a.boot, a.opts.Paths.State, m.addresses)
 	m.wg.Go(func() { m.publishSelf(m.ctx, a.opts.Version.Version, a.host) })
 	m.wg.Go(func() { m.operations.startOnBoot(m.ctx) })
