@@ -202,6 +202,7 @@ func (m *member) wireHA(a *Agent, files guestFiles, tasks guestTasks, moves *dep
 	m.worker = &haWorker{
 		node: node, boot: a.boot, log: log, st: m.st, quorate: quorate, mirror: m.mirror, files: files, lease: m.live, guard: m.live,
 		procs: m.procs, locks: tasks.locks, tasks: a.tasks, starter: m.starter, moves: moves, book: m.book, params: params, kicked: m.kicked,
+		found: m.beacons.found,
 	}
 	m.operations.awaits = m.worker.awaits
 	m.ending = &ending{
