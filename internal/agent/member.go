@@ -188,6 +188,7 @@ func (m *member) wireHA(a *Agent, files guestFiles, tasks guestTasks, moves *dep
 	m.health = newNodeHealth(&nodeHealth{
 		node: node, log: log, st: m.st, mirror: m.mirror, live: m.live, clock: sys.BootTime, bridge: a.cfg.Bridge, run: filepath.Join(a.opts.Paths.Run, "probe"),
 		command: a.opts.Probe, mark: m.starter.pillName(node), held: m.held(tasks.locks), kick: m.kick,
+		notes: panicNotes{a.opts.Paths.qemuRun()},
 	})
 	m.procs.watch = m.health.guest
 	m.load = &nodeLoad{
