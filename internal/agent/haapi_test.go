@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -259,6 +260,63 @@ func TestNoStopIsTakenWhileHAIsDisarmed(t *testing.T) {
 	}
 }
 
+// With freeze everything stays as it is, whoever wants it otherwise; with ignore guests are everybody's.
+func TestAFrozenGuestIsNeitherStartedStoppedNorMoved(t *testing.T) {
+	n := askedNode(t, 100)
+	n.put(model.GuestConfigKey("n1", 300), "memory: 16\n") // no HA resource
+	ctx, g, c := t.Context(), n.m.roles.Guests, n.m.roles.Control
+	commands := map[string]func(model.VMID) error{
+		"start":    func(id model.VMID) error { _, err := g.Start(ctx, id); return err },
+		"stop":     func(id model.VMID) error { _, err := g.Stop(ctx, id); return err },
+		"shutdown": func(id model.VMID) error { _, err := g.Shutdown(ctx, id, time.Second, false); return err },
+		"migrate":  func(id model.VMID) error { _, err := g.Migrate(ctx, id, "n9", false); return err },
+	}
+	frozen := func(id model.VMID) (held []string) {
+		n.follow()
+		for name, ask := range commands {
+			if err := ask(id); err != nil && strings.Contains(err.Error(), "stays as it is") {
+				held = append(held, name)
+			}
+		}
+		n.tasksEnd()
+		slices.Sort(held)
+		return held
+	}
+	all := []string{"migrate", "shutdown", "start", "stop"}
+	for _, s := range []struct {
+		name string
+		do   func() error
+		want []string
+	}{
+		{"the cluster is frozen", func() error { return c.Disarm(ctx, api.HADisarm{Mode: "freeze"}) }, all},
+		{"its node is to be ignored, and the cluster is frozen", func() error { return c.Disarm(ctx, api.HADisarm{Mode: "ignore", Node: "n1"}) }, all},
+		{"its node is ignored", func() error { return c.Arm(ctx, "") }, nil},
+		{"its node is frozen", func() error { return c.Disarm(ctx, api.HADisarm{Mode: "freeze", Node: "n1"}) }, all},
+		{"another node is frozen", func() error {
+			return errors.Join(c.Arm(ctx, "n1"), c.Disarm(ctx, api.HADisarm{Mode: "freeze", Node: "n2"}))
+		}, nil},
+		{"the cluster is ignored", func() error { return c.Disarm(ctx, api.HADisarm{Mode: "ignore"}) }, nil},
+	} {
+		n.put(haResourcesKey, "vm: 100\n\tstate started\n")
+		must(t, s.do())
+		if diff := cmp.Diff(s.want, frozen(100)); diff != "" {
+			t.Errorf("%s: %s", s.name, diff)
+		}
+		if held := frozen(300); held != nil {
+			t.Errorf("%s: a guest that is no HA resource: %v", s.name, held)
+		}
+	}
+	n.put(model.HAModeKey, `{"disarm":"freeze","since":1767323045,"until":4102444800}`)
+	_, err := g.Start(ctx, 100)
+	refused(t, err, model.ErrBusy, "vm:100 stays as it is: HA is disarmed (freeze) since 2026-01-02 03:04:05 UTC until 2100-01-01 00:00:00 UTC; "+
+		"`sauh ha arm` ends that, and with `sauh ha disarm --mode ignore` guests can be started, stopped and moved by hand")
+	n.put(model.HAModeKey, "{}")
+	n.put(model.HARequestPrefix+"n1", `{"disarm":"freeze"}`)
+	_, err = g.Start(ctx, 100)
+	refused(t, err, model.ErrBusy, "vm:100 stays as it is: HA is disarmed (freeze); "+
+		"`sauh ha arm --node n1` ends that, and with `sauh ha disarm --mode ignore --node n1` guests can be started, stopped and moved by hand")
+}
+
 // The requested state and the time that the stop may take are written together, or not at all.
 func TestAStopIsOneTransactionAndRepeatedAfterAConflict(t *testing.T) {
 	n := askedNode(t, 100)
@@ -281,8 +339,14 @@ func TestRequestsOfANodeAreOneRecordThatGoesWhenNothingIsAskedFor(t *testing.T) 
 	c, key := n.m.roles.Control, model.HARequestPrefix+"n2"
 	must(t, c.Maintenance(t.Context(), "n2", true))
 	must(t, c.Disarm(t.Context(), api.HADisarm{Mode: "ignore", Node: "n2"}))
-	if got := n.get(key); got != `{"maintenance":true,"disarm":"ignore"}` {
-		t.Error(got)
+	var got ha.NodeRequest
+	must(t, json.Unmarshal([]byte(n.get(key)), &got))
+	if ago := time.Now().Unix() - got.Since; ago < 0 || ago > 60 {
+		t.Errorf("since %d", got.Since)
+	}
+	got.Since = 0
+	if want := (ha.NodeRequest{Maintenance: true, Disarm: ha.DisarmIgnore}); got != want {
+		t.Errorf("%+v", got)
 	}
 	n.follow()
 	st, err := n.m.roles.HA.HAStatus(t.Context())

@@ -186,23 +186,24 @@ func (h *haAPI) Disarm(ctx context.Context, d api.HADisarm) error {
 	if mode != ha.DisarmFreeze && mode != ha.DisarmIgnore {
 		return model.Invalidf("mode", "%q is not allowed: use freeze or ignore", d.Mode)
 	}
+	now := time.Now()
 	if d.For > 0 {
-		until = time.Now().Add(d.For).Unix()
+		until = now.Add(d.For).Unix()
 	}
 	if d.Node != "" {
-		return h.request(ctx, "disarm "+d.Node, d.Node, func(r *ha.NodeRequest) { r.Disarm, r.Until = mode, until })
+		return h.request(ctx, "disarm "+d.Node, d.Node, func(r *ha.NodeRequest) { r.Disarm, r.Until, r.Since = mode, until, now.Unix() })
 	}
-	return h.editRecord(ctx, "disarm the cluster", model.HAModeKey, func([]byte) ([]byte, error) {
-		return mustJSON(ha.Mode{Disarm: mode, Until: until}), nil
+	return editRecord(ctx, h.st, "disarm the cluster", model.HAModeKey, func([]byte) ([]byte, error) {
+		return mustJSON(ha.Mode{Disarm: mode, Until: until, Since: now.Unix()}), nil
 	})
 }
 
 // Arm implements api.HAControl.
 func (h *haAPI) Arm(ctx context.Context, node string) error {
 	if node != "" {
-		return h.request(ctx, "arm "+node, node, func(r *ha.NodeRequest) { r.Disarm, r.Until = ha.Armed, 0 })
+		return h.request(ctx, "arm "+node, node, func(r *ha.NodeRequest) { r.Disarm, r.Until, r.Since = ha.Armed, 0, 0 })
 	}
-	return h.editRecord(ctx, "arm the cluster", model.HAModeKey, func([]byte) ([]byte, error) { return nil, nil })
+	return editRecord(ctx, h.st, "arm the cluster", model.HAModeKey, func([]byte) ([]byte, error) { return nil, nil })
 }
 
 // maxLabel bounds the name of a rack or a site.

@@ -164,6 +164,7 @@ func (m *member) wire(a *Agent, st memberStore, times lease.Params) {
 	m.answer(others, seen)
 	leaving := &departures{
 		moving: both, files: files, roster: m.roster, quorate: quorate, live: m.live, tasks: tasks, starter: m.starter, peers: others,
+		allowed: res.notFrozen,
 	}
 	m.wireHA(a, files, tasks, leaving, times)
 	asked := &haAPI{

@@ -166,15 +166,17 @@ type CommandRecord struct {
 type NodeRequest struct {
 	// Maintenance: the guests leave, live where they can, and return when it ends. It outlasts a reboot.
 	Maintenance bool `json:"maintenance,omitempty"`
-	// Disarm takes the node's guests out of HA, until Until (Unix seconds; 0 is for good).
+	// Disarm takes the node's guests out of HA, until Until (Unix seconds; 0 is for good). Since is when a person wanted it.
 	Disarm Disarm `json:"disarm,omitempty"`
 	Until  int64  `json:"until,omitempty"`
+	Since  int64  `json:"since,omitempty"`
 }
 
-// Mode is the JSON under ha/mode: it disarms the whole cluster, until Until (Unix seconds; 0 is for good).
+// Mode is the JSON under ha/mode: it disarms the whole cluster, until Until (Unix seconds; 0 is for good). Since is when a person wanted it.
 type Mode struct {
 	Disarm Disarm `json:"disarm,omitempty"`
 	Until  int64  `json:"until,omitempty"`
+	Since  int64  `json:"since,omitempty"`
 }
 
 // Disarm says what becomes of guests for which HA is disarmed. In both cases no node is fenced for them and they leave the guard.
