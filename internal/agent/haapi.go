@@ -55,29 +55,40 @@ type sectionEdit struct {
 }
 
 func (h *resources) editSections(ctx context.Context, e sectionEdit) error {
-	return editFile(ctx, h.st, e.what, e.key, func(old []byte) ([]byte, error) {
-		if err := checkDigest(old, e.digest); err != nil {
-			return nil, err
-		}
-		if old == nil {
-			old = []byte{} // there is none yet
-		}
-		f, err := pveconf.ParseSections(old)
-		if err != nil {
-			return nil, inFile(e.key, err)
-		}
-		if err := e.check(nil, old); err != nil {
-			return nil, inFile(e.key, err)
-		}
-		if err := e.change(&f); err != nil {
-			return nil, err
-		}
-		next, err := f.Print()
-		if err != nil {
-			return nil, err
-		}
-		return next, e.check(old, next)
+	return editFile(ctx, h.st, e.what, e.key, e.apply)
+}
+
+// editSectionsAnd has another key say value in the same transaction.
+func (h *resources) editSectionsAnd(ctx context.Context, e sectionEdit, key string, value []byte) error {
+	return editKeys(ctx, h.st, e.what, []string{e.key, key}, func(old [][]byte) ([][]byte, error) {
+		next, err := e.apply(old[0])
+		return [][]byte{next, value}, err
 	})
+}
+
+// apply is the file with the change made.
+func (e sectionEdit) apply(old []byte) ([]byte, error) {
+	if err := checkDigest(old, e.digest); err != nil {
+		return nil, err
+	}
+	if old == nil {
+		old = []byte{} // there is none yet
+	}
+	f, err := pveconf.ParseSections(old)
+	if err != nil {
+		return nil, inFile(e.key, err)
+	}
+	if err := e.check(nil, old); err != nil {
+		return nil, inFile(e.key, err)
+	}
+	if err := e.change(&f); err != nil {
+		return nil, err
+	}
+	next, err := f.Print()
+	if err != nil {
+		return nil, err
+	}
+	return next, e.check(old, next)
 }
 
 // inFile names the file whose line cannot be read; that is no parameter of the person who asks.
@@ -215,7 +226,11 @@ func (h *haAPI) HAAdd(ctx context.Context, r api.HAResource) error {
 }
 
 func (h *haAPI) editResources(ctx context.Context, what, digest string, change func(*pveconf.SectionFile) error) error {
-	return h.editSections(ctx, sectionEdit{what: what, key: haResourcesKey, digest: digest, change: change, check: checkResources})
+	return h.editSections(ctx, h.resourcesEdit(what, digest, change))
+}
+
+func (h *haAPI) resourcesEdit(what, digest string, change func(*pveconf.SectionFile) error) sectionEdit {
+	return sectionEdit{what: what, key: haResourcesKey, digest: digest, change: change, check: checkResources}
 }
 
 // checkResources refuses resources that would wait for one another, or for what nobody starts.

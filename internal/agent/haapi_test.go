@@ -402,17 +402,17 @@ func TestFencingMethodsAreCheckedBeforeTheyAreInForce(t *testing.T) {
 	n := askedNode(t)
 	f := n.m.roles.Fencing
 	good := set("node", "n2", "address", "10.0.9.2", "user", "sauh", "password-file", "priv/fence/bmc")
-	must(t, f.SetFenceMethod(t.Context(), api.Section{Type: "ipmi", ID: "bmc"}, good))
+	must(t, f.SetFenceMethod(t.Context(), api.Section{Type: "ipmi", ID: "bmc"}, good, ""))
 	before := n.get(fenceCfgKey)
 	n.follow()
-	invalid(t, f.SetFenceMethod(t.Context(), api.Section{Type: "ipmi", ID: "two"}, set("node", "n2", "address", "a b")), "address", 0, "address")
-	invalid(t, f.SetFenceMethod(t.Context(), api.Section{ID: "bmc"}, set("node", "n9")), "node", 0, "n9")
-	invalid(t, f.SetFenceMethod(t.Context(), api.Section{ID: "bmc"}, set("storages", "nas")), "storages", 0, "no such key")
-	invalid(t, f.SetFenceMethod(t.Context(), api.Section{Type: "redfish", ID: "bmc"}, set("timeout", "5")), "type", 0, "ipmi")
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{Type: "ipmi", ID: "two"}, set("node", "n2", "address", "a b"), ""), "address", 0, "address")
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{ID: "bmc"}, set("node", "n9"), ""), "node", 0, "n9")
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{ID: "bmc"}, set("storages", "nas"), ""), "storages", 0, "no such key")
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{Type: "redfish", ID: "bmc"}, set("timeout", "5"), ""), "type", 0, "ipmi")
 	invalid(t, f.SetFenceFile(t.Context(), "ipmi: bmc\n\tnode n2\n\taddress a b\n", ""), "address", 3, "address")
 	invalid(t, f.SetFenceFile(t.Context(), "\n\napc: pdu\n\tnode n2\n", ""), "type", 3, "apc", "only ipmi, redfish and ceph")
 	invalid(t, f.SetFenceFile(t.Context(), strings.ReplaceAll(before, "n2", "n9"), ""), "node", 3, "n9")
-	if err := f.SetFenceMethod(t.Context(), api.Section{ID: "none"}, good); !errors.Is(err, model.ErrNotFound) {
+	if err := f.SetFenceMethod(t.Context(), api.Section{ID: "none"}, good, ""); !errors.Is(err, model.ErrNotFound) {
 		t.Error(err)
 	}
 	if diff := cmp.Diff(before, n.get(fenceCfgKey)); diff != "" {
@@ -428,13 +428,44 @@ func TestFencingMethodsAreCheckedBeforeTheyAreInForce(t *testing.T) {
 	if n.get("config/priv/fence/bmc") != "" {
 		t.Error("the password is still there")
 	}
-	refused := f.SetFenceMethod(t.Context(), api.Section{Type: "ceph", ID: "blocklist"}, api.Edit{Set: map[string]string{"storages": "fast"}})
+	refused := f.SetFenceMethod(t.Context(), api.Section{Type: "ceph", ID: "blocklist"}, api.Edit{Set: map[string]string{"storages": "fast"}}, "")
 	invalid(t, refused, "storages", 0, "it has no effect")
 	n.follow()
 	all, err := f.FenceMethods(t.Context())
 	must(t, err)
 	if len(all) != 1 || all[0].Method != "ipmi: bmc" || all[0].Node != "n2" || all[0].Grade == "" {
 		t.Errorf("%+v", all)
+	}
+}
+
+func TestAMethodAndItsPasswordAreOneTransaction(t *testing.T) {
+	n := askedNode(t)
+	f, line := n.m.roles.Fencing, set("node", "n2", "address", "10.0.9.2", "user", "sauh")
+	var writes [][]string
+	n.st.onTxn(func(tx store.Txn) error {
+		var keys []string
+		for _, op := range tx.Then {
+			keys = append(keys, op.Key)
+		}
+		writes = append(writes, keys)
+		return nil
+	})
+	two := api.Section{Type: "ipmi", ID: "two"}
+	must(t, f.SetFenceMethod(t.Context(), two, line, "hush"))
+	if diff := cmp.Diff([][]string{{fenceCfgKey, fenceSecretKey + "two"}}, writes); diff != "" {
+		t.Error(diff)
+	}
+	before := n.get(fenceCfgKey)
+	if n.get(fenceSecretKey+"two") != "hush\n" || !strings.Contains(before, "password-file priv/fence/two\n") {
+		t.Errorf("the file is\n%s", before)
+	}
+	// Whatever is refused, both stay as they were.
+	invalid(t, f.SetFenceMethod(t.Context(), two, set("timeout", "20"), "a\nb"), "secret", 0)
+	invalid(t, f.SetFenceMethod(t.Context(), two, set("timeout", "20"), "\n"), "secret", 0)
+	invalid(t, f.SetFenceMethod(t.Context(), two, set("address", "a b"), "new"), "address", 0, "address")
+	invalid(t, f.SetFenceMethod(t.Context(), two, set("password-file", "priv/fence/other"), "new"), "password-file", 0)
+	if n.get(fenceCfgKey) != before || n.get(fenceSecretKey+"two") != "hush\n" || len(writes) != 1 {
+		t.Errorf("after refusals: %v, the file is\n%s", writes, n.get(fenceCfgKey))
 	}
 }
 

@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -13,7 +12,6 @@ import (
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
-	"sauh.dev/sauh/internal/store"
 )
 
 // picture is the cluster as the manager would judge it now.
@@ -62,7 +60,7 @@ func (h *haAPI) Move(ctx context.Context, sid, kind, node string) (api.HAMove, e
 	}
 	out.With = with
 	what := fmt.Sprintf("ask that %s %s to %s", id.SID(), kind, node)
-	return out, h.editRecord(ctx, what, model.HACommandPrefix+id.SID(), func([]byte) ([]byte, error) { return mustJSON(c), nil })
+	return out, editRecord(ctx, h.st, what, model.HACommandPrefix+id.SID(), func([]byte) ([]byte, error) { return mustJSON(c), nil })
 }
 
 // StopService implements api.HAControl: the requested state and the time that the stop may take are one transaction.
@@ -74,81 +72,15 @@ func (h *haAPI) StopService(ctx context.Context, sid string, timeout time.Durati
 	if h.picture().Disarmed(id) {
 		return model.Errorf(model.ErrBusy, "%s cannot be stopped by HA: HA is disarmed, and it would go down when that ends", id.SID())
 	}
-	what := "stop " + id.SID()
-	for range editTries {
-		file, err := read(ctx, h.st, haResourcesKey)
-		if err != nil {
-			return writeError(what, err)
-		}
-		command, err := read(ctx, h.st, model.HACommandPrefix+id.SID())
-		if err != nil {
-			return writeError(what, err)
-		}
-		f, err := pveconf.ParseSections(file.Value)
-		if err != nil {
-			return inFile(haResourcesKey, err)
-		}
-		i := findSection(f, "vm", id.String())
+	edit := h.resourcesEdit("stop "+id.SID(), "", func(f *pveconf.SectionFile) error {
+		i := findSection(*f, "vm", id.String())
 		if i < 0 {
 			return noResource(id)
 		}
-		if err := apply(&f.Sections[i], api.Edit{Set: map[string]string{"state": "stopped"}}, pveconf.HAResourceFromSection); err != nil {
-			return err
-		}
-		next, err := f.Print()
-		if err != nil {
-			return err
-		}
-		_, err = h.st.Txn(ctx, store.Txn{
-			If: []store.Cond{{Key: file.Key, Revision: file.ModRevision}, {Key: command.Key, Revision: command.ModRevision}},
-			Then: []store.Op{
-				store.Put(file.Key, next),
-				store.Put(command.Key, mustJSON(ha.Command{Kind: ha.CommandStop, TimeoutSeconds: int(timeout / time.Second)})),
-			},
-		})
-		if !errors.Is(err, store.ErrConflict) {
-			return writeError(what, err)
-		}
-	}
-	return writeError(what, store.ErrConflict)
-}
-
-// editTries is how often an edit is repeated when somebody else was faster.
-const editTries = 5
-
-// read is a linearizable Get for which a key that is not there is an empty one of revision 0.
-func read(ctx context.Context, st store.Store, key string) (store.KV, error) {
-	kv, err := st.Get(ctx, key, store.Linearizable)
-	if errors.Is(err, store.ErrNotFound) {
-		return store.KV{Key: key}, nil
-	}
-	return kv, err
-}
-
-// editRecord changes one record by read, change, compare and write; nil deletes it.
-func (h *haAPI) editRecord(ctx context.Context, what, key string, f func(old []byte) ([]byte, error)) error {
-	for range editTries {
-		kv, err := read(ctx, h.st, key)
-		if err != nil {
-			return writeError(what, err)
-		}
-		next, err := f(kv.Value)
-		if err != nil {
-			return err
-		}
-		op := store.Put(key, next)
-		if next == nil {
-			if kv.ModRevision == 0 {
-				return nil
-			}
-			op = store.Delete(key)
-		}
-		_, err = h.st.Txn(ctx, store.Txn{If: []store.Cond{{Key: key, Revision: kv.ModRevision}}, Then: []store.Op{op}})
-		if !errors.Is(err, store.ErrConflict) {
-			return writeError(what, err)
-		}
-	}
-	return writeError(what, store.ErrConflict)
+		return apply(&f.Sections[i], api.Edit{Set: map[string]string{"state": "stopped"}}, pveconf.HAResourceFromSection)
+	})
+	command := mustJSON(ha.Command{Kind: ha.CommandStop, TimeoutSeconds: int(timeout / time.Second)})
+	return h.editSectionsAnd(ctx, edit, model.HACommandPrefix+id.SID(), command)
 }
 
 // request changes what persons want of a node; a record that asks for nothing is deleted.
@@ -156,7 +88,7 @@ func (h *haAPI) request(ctx context.Context, what, node string, change func(*ha.
 	if _, err := h.roster.node(node); err != nil {
 		return err
 	}
-	return h.editRecord(ctx, what, model.HARequestPrefix+node, func(old []byte) ([]byte, error) {
+	return editRecord(ctx, h.st, what, model.HARequestPrefix+node, func(old []byte) ([]byte, error) {
 		var r ha.NodeRequest
 		if len(old) > 0 {
 			if err := json.Unmarshal(old, &r); err != nil {
@@ -226,7 +158,7 @@ func (h *haAPI) Label(ctx context.Context, node string, rack, site *string) erro
 	if _, err := h.roster.node(node); err != nil {
 		return err
 	}
-	return h.editRecord(ctx, "label "+node, model.NodePrefix+node, func(old []byte) ([]byte, error) {
+	return editRecord(ctx, h.st, "label "+node, model.NodePrefix+node, func(old []byte) ([]byte, error) {
 		var n model.Node
 		if err := json.Unmarshal(old, &n); err != nil {
 			return nil, fmt.Errorf("label %s: its record: %w", node, err)

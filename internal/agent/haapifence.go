@@ -63,13 +63,35 @@ func noMethod(id string) error {
 	return model.Errorf(model.ErrNotFound, "no such fencing method '%s': `sauh ha fence list` shows them", id)
 }
 
-func (h *haAPI) editFence(ctx context.Context, what, digest string, change func(*pveconf.SectionFile) error) error {
-	return h.editSections(ctx, sectionEdit{what: what, key: fenceCfgKey, digest: digest, change: change, check: h.checkFence})
+func (h *haAPI) fenceEdit(what, digest string, change func(*pveconf.SectionFile) error) sectionEdit {
+	return sectionEdit{what: what, key: fenceCfgKey, digest: digest, change: change, check: h.checkFence}
 }
 
-// SetFenceMethod implements api.HAFencing.
-func (h *haAPI) SetFenceMethod(ctx context.Context, id api.Section, e api.Edit) error {
-	return h.editFence(ctx, "change fencing method "+id.ID, e.Digest, func(f *pveconf.SectionFile) error {
+// SetFenceMethod implements api.HAFencing. A rehearsal never sees the line without its password, or the other way round.
+func (h *haAPI) SetFenceMethod(ctx context.Context, id api.Section, e api.Edit, secret string) error {
+	if secret == "" {
+		return h.editSections(ctx, h.methodEdit(id, e))
+	}
+	file, err := secretFile(id.ID, secret)
+	switch {
+	case err != nil:
+		return err
+	case file == nil:
+		return model.Invalidf("secret", "it is an empty line")
+	}
+	set := map[string]string{"password-file": strings.TrimPrefix(fenceSecretKey, model.ConfigPrefix) + id.ID}
+	for key, value := range e.Set {
+		if key == "password-file" && value != set[key] {
+			return model.Invalidf(key, "a password that is given with the method goes to %s: leave the key out", set[key])
+		}
+		set[key] = value
+	}
+	e.Set = set
+	return h.editSectionsAnd(ctx, h.methodEdit(id, e), fenceSecretKey+id.ID, file)
+}
+
+func (h *haAPI) methodEdit(id api.Section, e api.Edit) sectionEdit {
+	return h.fenceEdit("change fencing method "+id.ID, e.Digest, func(f *pveconf.SectionFile) error {
 		i := findSection(*f, "", id.ID)
 		switch {
 		case i < 0 && id.Type == "":
@@ -118,7 +140,7 @@ func (h *haAPI) usableMethod(s pveconf.Section) (pveconf.FenceMethod, error) {
 // RemoveFenceMethod implements api.HAFencing.
 func (h *haAPI) RemoveFenceMethod(ctx context.Context, id string) error {
 	password := ""
-	err := h.editFence(ctx, "remove fencing method "+id, "", func(f *pveconf.SectionFile) error {
+	err := h.editSections(ctx, h.fenceEdit("remove fencing method "+id, "", func(f *pveconf.SectionFile) error {
 		i := findSection(*f, "", id)
 		if i < 0 {
 			return noMethod(id)
@@ -129,7 +151,7 @@ func (h *haAPI) RemoveFenceMethod(ctx context.Context, id string) error {
 			password = "" // another one's too
 		}
 		return nil
-	})
+	}))
 	name, ours := strings.CutPrefix(model.ConfigPrefix+password, fenceSecretKey)
 	if err != nil || !ours || name == "" {
 		return err // a file elsewhere was not put there for this alone
@@ -145,19 +167,26 @@ const maxSecret = 256
 
 // SetFenceSecret implements api.HAFencing.
 func (h *haAPI) SetFenceSecret(ctx context.Context, name, secret string) error {
+	file, err := secretFile(name, secret)
+	if err != nil {
+		return err
+	}
+	return editRecord(ctx, h.st, "change the password priv/fence/"+name, fenceSecretKey+name, func([]byte) ([]byte, error) { return file, nil })
+}
+
+// secretFile is the content of the file for a password, nil for none.
+func secretFile(name, secret string) ([]byte, error) {
 	if !isLabel(name) || name == "" || strings.Trim(name, ".") == "" {
-		return model.Invalidf("name", "%q is no name of a password file: use letters, digits, '-', '_' and '.'", name)
+		return nil, model.Invalidf("name", "%q is no name of a password file: use letters, digits, '-', '_' and '.'", name)
 	}
 	secret = strings.TrimRight(secret, "\r\n")
-	if len(secret) > maxSecret || strings.ContainsAny(secret, "\r\n") {
-		return model.Invalidf("secret", "a password is one line of at most %d characters", maxSecret)
+	switch {
+	case len(secret) > maxSecret || strings.ContainsAny(secret, "\r\n"):
+		return nil, model.Invalidf("secret", "a password is one line of at most %d characters", maxSecret)
+	case secret == "":
+		return nil, nil
 	}
-	return h.editRecord(ctx, "change the password priv/fence/"+name, fenceSecretKey+name, func([]byte) ([]byte, error) {
-		if secret == "" {
-			return nil, nil
-		}
-		return []byte(secret + "\n"), nil
-	})
+	return []byte(secret + "\n"), nil
 }
 
 // FenceMethods implements api.HAFencing.
