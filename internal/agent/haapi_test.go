@@ -227,7 +227,7 @@ func TestOptionsThatHaveNoEffectAreRefusedByName(t *testing.T) {
 
 func TestACommandIsARecordAndOneThatRulesForbidIsNone(t *testing.T) {
 	n := askedNode(t, 100, 101)
-	c := n.m.roles.Control
+	c := n.m.roles.Services
 	_, err := c.Move(t.Context(), "vm:100", "migrate", "n1")
 	refused(t, err, model.ErrBusy, "vm:100 cannot migrate to n1: it is on n1 already")
 	_, err = c.Move(t.Context(), "vm:100", "migrate", "n9")
@@ -250,9 +250,9 @@ func TestACommandIsARecordAndOneThatRulesForbidIsNone(t *testing.T) {
 func TestNoStopIsTakenWhileHAIsDisarmed(t *testing.T) {
 	n := askedNode(t, 100)
 	before := n.get(haResourcesKey)
-	must(t, n.m.roles.Control.Disarm(t.Context(), api.HADisarm{Mode: "freeze", For: time.Minute}))
+	must(t, n.m.roles.Nodes.Disarm(t.Context(), api.HADisarm{Mode: "freeze", For: time.Minute}))
 	n.follow()
-	if err := n.m.roles.Control.StopService(t.Context(), "vm:100", 0); !errors.Is(err, model.ErrBusy) {
+	if err := n.m.roles.Services.StopService(t.Context(), "vm:100", 0); !errors.Is(err, model.ErrBusy) {
 		t.Errorf("got %v", err)
 	}
 	if n.get(haResourcesKey) != before || n.get(model.HACommandPrefix+"vm:100") != "" {
@@ -264,7 +264,7 @@ func TestNoStopIsTakenWhileHAIsDisarmed(t *testing.T) {
 func TestAFrozenGuestIsNeitherStartedStoppedNorMoved(t *testing.T) {
 	n := askedNode(t, 100)
 	n.put(model.GuestConfigKey("n1", 300), "memory: 16\n") // no HA resource
-	ctx, g, c := t.Context(), n.m.roles.Guests, n.m.roles.Control
+	ctx, g, c := t.Context(), n.m.roles.Guests, n.m.roles.Nodes
 	commands := map[string]func(model.VMID) error{
 		"start":    func(id model.VMID) error { _, err := g.Start(ctx, id); return err },
 		"stop":     func(id model.VMID) error { _, err := g.Stop(ctx, id); return err },
@@ -328,7 +328,7 @@ func TestAStopIsOneTransactionAndRepeatedAfterAConflict(t *testing.T) {
 		}
 		return nil
 	})
-	must(t, n.m.roles.Control.StopService(t.Context(), "vm:100", 0))
+	must(t, n.m.roles.Services.StopService(t.Context(), "vm:100", 0))
 	if got := n.get(haResourcesKey); got != "vm: 100\n\tstate stopped\n\tcomment theirs\n" || first {
 		t.Error(got)
 	}
@@ -336,7 +336,7 @@ func TestAStopIsOneTransactionAndRepeatedAfterAConflict(t *testing.T) {
 
 func TestRequestsOfANodeAreOneRecordThatGoesWhenNothingIsAskedFor(t *testing.T) {
 	n := askedNode(t)
-	c, key := n.m.roles.Control, model.HARequestPrefix+"n2"
+	c, key := n.m.roles.Nodes, model.HARequestPrefix+"n2"
 	must(t, c.Maintenance(t.Context(), "n2", true))
 	must(t, c.Disarm(t.Context(), api.HADisarm{Mode: "ignore", Node: "n2"}))
 	var got ha.NodeRequest
@@ -364,7 +364,7 @@ func TestRequestsOfANodeAreOneRecordThatGoesWhenNothingIsAskedFor(t *testing.T) 
 
 func TestTheClusterIsDisarmedForATime(t *testing.T) {
 	n := askedNode(t, 100)
-	c, before := n.m.roles.Control, time.Now().Unix()
+	c, before := n.m.roles.Nodes, time.Now().Unix()
 	must(t, c.Disarm(t.Context(), api.HADisarm{Mode: "freeze", For: 10 * time.Minute}))
 	n.follow()
 	st, err := n.m.roles.HA.HAStatus(t.Context())
@@ -386,8 +386,8 @@ func TestTheClusterIsDisarmedForATime(t *testing.T) {
 func TestLabelsArePartOfTheNodesRecord(t *testing.T) {
 	n := askedNode(t)
 	rack, site, none := "r1", "north", ""
-	must(t, n.m.roles.Control.Label(t.Context(), "n2", &rack, &site))
-	must(t, n.m.roles.Control.Label(t.Context(), "n2", nil, &none))
+	must(t, n.m.roles.Nodes.Label(t.Context(), "n2", &rack, &site))
+	must(t, n.m.roles.Nodes.Label(t.Context(), "n2", nil, &none))
 	n.follow()
 	got, err := n.m.roster.node("n2")
 	must(t, err)
@@ -395,7 +395,7 @@ func TestLabelsArePartOfTheNodesRecord(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	bad := "a b"
-	invalid(t, n.m.roles.Control.Label(t.Context(), "n2", &bad, nil), "rack", 0, "rack")
+	invalid(t, n.m.roles.Nodes.Label(t.Context(), "n2", &bad, nil), "rack", 0, "rack")
 }
 
 func TestFencingMethodsAreCheckedBeforeTheyAreInForce(t *testing.T) {
@@ -535,8 +535,8 @@ func TestWithoutAQuorumNothingIsChangedAndTheStatusIsShown(t *testing.T) {
 	n.st.setQuorum(false)
 	b := n.m.roles
 	for what, err := range map[string]error{
-		"set": b.HA.HASet(t.Context(), "vm:100", set("comment", "x")), "stop": b.Control.StopService(t.Context(), "vm:100", 0),
-		"maintenance": b.Control.Maintenance(t.Context(), "n2", true), "fence": b.Fencing.SetFenceFile(t.Context(), "", ""),
+		"set": b.HA.HASet(t.Context(), "vm:100", set("comment", "x")), "stop": b.Services.StopService(t.Context(), "vm:100", 0),
+		"maintenance": b.Nodes.Maintenance(t.Context(), "n2", true), "fence": b.Fencing.SetFenceFile(t.Context(), "", ""),
 		"options": b.Options.SetOptions(t.Context(), set("ha", "shutdown_policy=freeze")),
 	} {
 		if !errors.Is(err, model.ErrNoQuorum) {

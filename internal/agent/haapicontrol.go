@@ -12,13 +12,39 @@ import (
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/store"
 )
 
+// sight is the cluster as this node's manager sees it.
+type sight struct {
+	node   string
+	params ha.Params
+	view   func() ha.View
+}
+
 // picture is the cluster as the manager would judge it now.
-func (h *haAPI) picture() ha.Picture { return ha.Look(h.node, h.params, h.view()) }
+func (s sight) picture() ha.Picture { return s.of(s.view()) }
+
+func (s sight) of(v ha.View) ha.Picture { return ha.Look(s.node, s.params, v) }
+
+// haServices is what a person wants done with guests that are HA resources. It implements api.HAServices.
+type haServices struct {
+	*resources
+	sight
+}
+
+// haNodes is what a person wants of nodes and of the cluster. It implements api.HANodes.
+type haNodes struct {
+	st     store.Store
+	roster roster
+	// end begins the orderly end of this node.
+	end func(ctx context.Context, reboot bool) error
+	// drain is the same without the machine's own end; it returns when that may come.
+	drain func(ctx context.Context, reboot bool) error
+}
 
 // resource is the id of a guest that is an HA resource.
-func (h *haAPI) resource(sid string) (model.VMID, error) {
+func (h *resources) resource(sid string) (model.VMID, error) {
 	id, err := pveconf.ParseSID(sid)
 	if err != nil {
 		return 0, err
@@ -33,8 +59,8 @@ func (h *haAPI) resource(sid string) (model.VMID, error) {
 	return id, nil
 }
 
-// Move implements api.HAControl. The manager judges the wish anew when it acts on it.
-func (h *haAPI) Move(ctx context.Context, sid, kind, node string) (api.HAMove, error) {
+// Move implements api.HAServices. The manager judges the wish anew when it acts on it.
+func (h *haServices) Move(ctx context.Context, sid, kind, node string) (api.HAMove, error) {
 	id, err := h.resource(sid)
 	if err != nil {
 		return api.HAMove{}, err
@@ -63,8 +89,8 @@ func (h *haAPI) Move(ctx context.Context, sid, kind, node string) (api.HAMove, e
 	return out, editRecord(ctx, h.st, what, model.HACommandPrefix+id.SID(), func([]byte) ([]byte, error) { return mustJSON(c), nil })
 }
 
-// StopService implements api.HAControl: the requested state and the time that the stop may take are one transaction.
-func (h *haAPI) StopService(ctx context.Context, sid string, timeout time.Duration) error {
+// StopService implements api.HAServices: the requested state and the time that the stop may take are one transaction.
+func (h *haServices) StopService(ctx context.Context, sid string, timeout time.Duration) error {
 	id, err := h.resource(sid)
 	if err != nil {
 		return err
@@ -72,7 +98,7 @@ func (h *haAPI) StopService(ctx context.Context, sid string, timeout time.Durati
 	if h.picture().Disarmed(id) {
 		return model.Errorf(model.ErrBusy, "%s cannot be stopped by HA: HA is disarmed, and it would go down when that ends", id.SID())
 	}
-	edit := h.resourcesEdit("stop "+id.SID(), "", func(f *pveconf.SectionFile) error {
+	edit := resourcesEdit("stop "+id.SID(), "", func(f *pveconf.SectionFile) error {
 		i := findSection(*f, "vm", id.String())
 		if i < 0 {
 			return noResource(id)
@@ -80,11 +106,11 @@ func (h *haAPI) StopService(ctx context.Context, sid string, timeout time.Durati
 		return apply(&f.Sections[i], api.Edit{Set: map[string]string{"state": "stopped"}}, pveconf.HAResourceFromSection)
 	})
 	command := mustJSON(ha.Command{Kind: ha.CommandStop, TimeoutSeconds: int(timeout / time.Second)})
-	return h.editSectionsAnd(ctx, edit, model.HACommandPrefix+id.SID(), command)
+	return editSectionsAnd(ctx, h.st, edit, model.HACommandPrefix+id.SID(), command)
 }
 
 // request changes what persons want of a node; a record that asks for nothing is deleted.
-func (h *haAPI) request(ctx context.Context, what, node string, change func(*ha.NodeRequest)) error {
+func (h *haNodes) request(ctx context.Context, what, node string, change func(*ha.NodeRequest)) error {
 	if _, err := h.roster.node(node); err != nil {
 		return err
 	}
@@ -103,8 +129,8 @@ func (h *haAPI) request(ctx context.Context, what, node string, change func(*ha.
 	})
 }
 
-// Maintenance implements api.HAControl.
-func (h *haAPI) Maintenance(ctx context.Context, node string, on bool) error {
+// Maintenance implements api.HANodes.
+func (h *haNodes) Maintenance(ctx context.Context, node string, on bool) error {
 	what := "end the maintenance of " + node
 	if on {
 		what = "put " + node + " into maintenance"
@@ -112,8 +138,8 @@ func (h *haAPI) Maintenance(ctx context.Context, node string, on bool) error {
 	return h.request(ctx, what, node, func(r *ha.NodeRequest) { r.Maintenance = on })
 }
 
-// Disarm implements api.HAControl.
-func (h *haAPI) Disarm(ctx context.Context, d api.HADisarm) error {
+// Disarm implements api.HANodes.
+func (h *haNodes) Disarm(ctx context.Context, d api.HADisarm) error {
 	mode, until := ha.Disarm(d.Mode), int64(0)
 	if mode != ha.DisarmFreeze && mode != ha.DisarmIgnore {
 		return model.Invalidf("mode", "%q is not allowed: use freeze or ignore", d.Mode)
@@ -130,8 +156,8 @@ func (h *haAPI) Disarm(ctx context.Context, d api.HADisarm) error {
 	})
 }
 
-// Arm implements api.HAControl.
-func (h *haAPI) Arm(ctx context.Context, node string) error {
+// Arm implements api.HANodes.
+func (h *haNodes) Arm(ctx context.Context, node string) error {
 	if node != "" {
 		return h.request(ctx, "arm "+node, node, func(r *ha.NodeRequest) { r.Disarm, r.Until, r.Since = ha.Armed, 0, 0 })
 	}
@@ -148,8 +174,8 @@ func isLabel(s string) bool {
 	return len(s) <= maxLabel && !strings.ContainsFunc(s, odd)
 }
 
-// Label implements api.HAControl. Rules that contradict one another by it are dropped and shown by HAStatus.
-func (h *haAPI) Label(ctx context.Context, node string, rack, site *string) error {
+// Label implements api.HANodes. Rules that contradict one another by it are dropped and shown by HAStatus.
+func (h *haNodes) Label(ctx context.Context, node string, rack, site *string) error {
 	for param, label := range map[string]*string{"rack": rack, "site": site} {
 		if label != nil && !isLabel(*label) {
 			return model.Invalidf(param, "%q is no name of a %s: use letters, digits, '-', '_' and '.', at most %d", *label, param, maxLabel)
@@ -173,13 +199,13 @@ func (h *haAPI) Label(ctx context.Context, node string, rack, site *string) erro
 	})
 }
 
-// EndNode implements api.HAControl.
-func (h *haAPI) EndNode(ctx context.Context, reboot bool) error {
+// EndNode implements api.HANodes.
+func (h *haNodes) EndNode(ctx context.Context, reboot bool) error {
 	return h.end(ctx, reboot)
 }
 
-// DrainNode implements api.HAControl.
-func (h *haAPI) DrainNode(ctx context.Context, reboot bool) error {
+// DrainNode implements api.HANodes.
+func (h *haNodes) DrainNode(ctx context.Context, reboot bool) error {
 	return h.drain(ctx, reboot)
 }
 

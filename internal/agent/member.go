@@ -167,15 +167,26 @@ func (m *member) wire(a *Agent, st memberStore, times lease.Params) {
 		allowed: res.notFrozen,
 	}
 	m.wireHA(a, files, tasks, leaving, times)
-	asked := &haAPI{
-		resources: res, node: node, params: m.manager.params, view: m.manager.view, fencing: m.fencing, beacons: m.beacons,
-		end: m.ending.EndNode, drain: m.ending.DrainNode,
-	}
 	m.roles = api.Backend{
-		Cluster: a, Tasks: a.tasks, Storages: stores, HA: asked, Alarms: m.beacons, Rules: asked, Control: asked, Fencing: asked, Options: asked, Peers: others, ReadOnly: m.membership.standing,
-		Guests: guests{seen, m.operations, leaving},
+		Cluster: a, Tasks: a.tasks, Storages: stores, Peers: others, ReadOnly: m.membership.standing, Guests: guests{seen, m.operations, leaving},
 	}
+	m.offerHA(res)
 	m.handler = api.NewServer(m.roles, api.Options{Logger: log})
+}
+
+// offerHA makes what a person may see and change of HA.
+func (m *member) offerHA(res *resources) {
+	st, mirror, roster, seen := m.st, m.mirror, m.roster, sight{m.name, m.manager.params, m.manager.view}
+	rules := &haRules{st: st, mirror: mirror, roster: roster, known: res.known}
+	fencing := &haFencing{st: st, mirror: mirror, roster: roster, drivers: m.fencing}
+	configured := &haResources{resources: res, purge: rules.purgeRules}
+	m.roles.HA = haView{configured, &haStatus{
+		sight: seen, mirror: mirror, roster: roster, live: m.live, quorate: st.Quorate, beacons: m.beacons, configured: configured, methods: fencing.methodsOf,
+	}}
+	m.roles.Rules, m.roles.Fencing, m.roles.Alarms = rules, fencing, m.beacons
+	m.roles.Services = &haServices{res, seen}
+	m.roles.Nodes = &haNodes{st: st, roster: roster, end: m.ending.EndNode, drain: m.ending.DrainNode}
+	m.roles.Options = &haOptions{st: st, mirror: mirror}
 }
 
 // wireHA makes what minds the HA resources.
