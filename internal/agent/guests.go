@@ -210,9 +210,10 @@ func (p *proc) endNow(ctx context.Context) error {
 	return p.Kill(ctx)
 }
 
+// shutdown asks the guest to end and waits for that; 0 is shutdownPatience.
 func (p *proc) shutdown(ctx context.Context, timeout time.Duration) error {
 	if timeout <= 0 {
-		timeout = time.Minute
+		timeout = shutdownPatience
 	}
 	if err := p.Powerdown(ctx); err != nil {
 		return err

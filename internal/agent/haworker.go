@@ -15,7 +15,7 @@ import (
 	"sauh.dev/sauh/internal/store"
 )
 
-// shutdownPatience is how long an HA resource that is asked to stop has before it is stopped hard.
+// shutdownPatience is how long a guest that is asked to shut down has if nobody says otherwise.
 const shutdownPatience = time.Minute
 
 // haWorker is the shell of ha.Worker: it shows it this node's guests and does with them what it says.
@@ -134,7 +134,7 @@ func (w *haWorker) view() ha.LocalView {
 	groups := w.guard.Guarded()
 	for id, p := range w.procs.list() {
 		is := p.health()
-		hp := ha.Process{Guarded: groups[id.String()], Answers: is.Answers, Sick: ha.Sickness(is.Sick)}
+		hp := ha.Process{Guarded: groups[id.String()], Answers: is.Answers, Sick: is.Sick}
 		if p.incoming.Load() {
 			hp.State = ha.ProcessIncoming
 		}
@@ -262,11 +262,7 @@ func (p *proc) stop(ctx context.Context, a ha.Stop, logf func(string, ...any)) e
 	if a.Hard {
 		return p.endNow(ctx)
 	}
-	patience := shutdownPatience
-	if a.Timeout > 0 {
-		patience = a.Timeout
-	}
-	err := p.shutdown(ctx, patience)
+	err := p.shutdown(ctx, a.Timeout)
 	if err == nil {
 		return nil
 	}

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"sauh.dev/sauh/internal/core/health"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/place"
 )
@@ -121,12 +122,12 @@ type Dependency struct {
 }
 
 // Sickness is what can be wrong with a guest whose QEMU runs.
-type Sickness string
+type Sickness = health.Sickness
 
 // The sicknesses that an agent can tell.
 const (
-	SickPanicked Sickness = "panicked"
-	SickSilent   Sickness = "silent" // its guest agent answered once and does not any more
+	SickPanicked = health.SickPanicked
+	SickSilent   = health.SickSilent
 )
 
 func sid(kind string, id model.VMID) string {

@@ -44,7 +44,7 @@ type Incident struct {
 // Sickness is what is wrong with a guest that runs.
 type Sickness string
 
-// The sicknesses; core/ha knows them by the same words.
+// The sicknesses, by the words of ha/resources.cfg.
 const (
 	Well         Sickness = ""
 	SickPanicked Sickness = "panicked"
