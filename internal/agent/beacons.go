@@ -14,6 +14,7 @@ import (
 	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/beacon"
+	corebeacon "sauh.dev/sauh/internal/core/beacon"
 	corefence "sauh.dev/sauh/internal/core/fence"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/sys"
@@ -80,6 +81,17 @@ func (b *beacons) begin(ctx context.Context, cfg beacon.Config) bool {
 	b.sender.Store(s)
 	b.why.Store(nil)
 	return true
+}
+
+// found raises the alarm about a QEMU that runs a guest of owner's here; the caller ends it.
+func (b *beacons) found(id model.VMID, owner string, started time.Time) {
+	b.log.Error("A GUEST RAN HERE THAT IS ANOTHER NODE'S", "vmid", id, "owner", owner, "started", started)
+	s := b.sender.Load()
+	if s == nil {
+		return // which is among the problems, and this is in the log
+	}
+	since := max(sys.BootTime()-time.Since(started), 0)
+	s.Found(corebeacon.Found{VMID: id, Owner: owner, Epoch: b.Epoch(), Since: since})
 }
 
 // problems say of whom this node hears no beacons: of those the silence is not certain, so this node does not shoot them.

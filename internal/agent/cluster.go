@@ -271,7 +271,7 @@ func (a *Agent) saveCerts(pair certs.Pair, ca *x509.Certificate) error {
 // wipeMembership removes everything that made this machine a member.
 func (a *Agent) wipeMembership() {
 	p := a.opts.Paths
-	for _, path := range []string{p.membership(), p.storeData(), filepath.Dir(p.caCert())} {
+	for _, path := range []string{p.membership(), p.storeData(), filepath.Dir(p.caCert()), p.ending()} {
 		if err := os.RemoveAll(path); err != nil {
 			a.log.Error("membership not wiped", "path", path, "err", err)
 		}

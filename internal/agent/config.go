@@ -41,6 +41,7 @@ func DefaultPaths() Paths {
 func (p Paths) apiSocket() string         { return filepath.Join(p.Run, "api.sock") }
 func (p Paths) guardSocket() string       { return filepath.Join(p.Run, "guard.sock") }
 func (p Paths) qemuRun() string           { return filepath.Join(p.Run, "qemu") }
+func (p Paths) ending() string            { return filepath.Join(p.Run, "ending.json") }
 func (p Paths) guestsCgroup() string      { return guard.GuestsDir(p.CgroupRoot) }
 func (p Paths) cgroupOf(id string) string { return filepath.Join(p.guestsCgroup(), id) }
 func (p Paths) membership() string        { return filepath.Join(p.State, "member.json") }

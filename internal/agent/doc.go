@@ -7,7 +7,8 @@
 //   - starter: the one path that leads to a QEMU process; procs: the processes there are
 //   - inventory, operations (with creation), departures: what a person may ask of guests
 //   - arrivals: guests that come from other nodes, and migrations that broke off
-//   - haManager, haWorker: the loops of core/ha; resources: its configuration
+//   - haManager, haWorker: the loops of core/ha; resources: its configuration; haResources, haStatus, haRules, haServices,
+//     haNodes, haFencing, haOptions: what a person may see and change of it
 //   - membership: nodes that come and go; peers: the way to their agents; roster: who they are
 //   - storages; and in packages of their own mirror, liveness, task and move
 //

@@ -78,6 +78,9 @@ func (o *operations) Start(ctx context.Context, id model.VMID) (string, error) {
 	if p := o.procs.get(id); p != nil {
 		return "", model.Errorf(model.ErrBusy, "VM %s already running", id)
 	}
+	if err := o.resources.notFrozen(o.node, id); err != nil {
+		return "", err
+	}
 	return o.tasks.start("qmstart", id, "start", func(ctx context.Context, t *task.Task) error {
 		if err := o.requestState(ctx, id, pveconf.HAStopped, pveconf.HAStarted); err != nil {
 			return err
@@ -167,6 +170,9 @@ func (o *operations) end(_ context.Context, typ string, id model.VMID, f func(co
 	if p == nil && !wanted {
 		return "", model.Errorf(model.ErrBusy, "VM %s not running", id)
 	}
+	if err := o.resources.notFrozen(o.node, id); err != nil {
+		return "", err
+	}
 	if wanted && !o.quorate() {
 		return "", writeError("ask that "+id.SID()+" be stopped", store.ErrNoQuorum)
 	}
@@ -204,9 +210,10 @@ func (p *proc) endNow(ctx context.Context) error {
 	return p.Kill(ctx)
 }
 
+// shutdown asks the guest to end and waits for that; 0 is shutdownPatience.
 func (p *proc) shutdown(ctx context.Context, timeout time.Duration) error {
 	if timeout <= 0 {
-		timeout = time.Minute
+		timeout = shutdownPatience
 	}
 	if err := p.Powerdown(ctx); err != nil {
 		return err

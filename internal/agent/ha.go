@@ -63,6 +63,22 @@ func (mc machine) run(ctx context.Context, changes ...<-chan struct{}) {
 		case ev := <-results:
 			feed(ev)
 		}
+		feedWaiting(results, feed)
+	}
+}
+
+// together bounds how many answers are fed without a view, so that actions which fail at once cannot keep one from being made.
+const together = 1000
+
+// feedWaiting feeds the answers that have come in: one view is made after all of them, which may take longer than they do.
+func feedWaiting(results <-chan ha.Event, feed func(ha.Event)) {
+	for range together {
+		select {
+		case ev := <-results:
+			feed(ev)
+		default:
+			return
+		}
 	}
 }
 

@@ -2,8 +2,11 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -16,6 +19,7 @@ import (
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/place"
 	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/qmp/qmptest"
 	"sauh.dev/sauh/internal/storage"
 	"sauh.dev/sauh/internal/store"
 	"sauh.dev/sauh/internal/sys"
@@ -28,6 +32,7 @@ type script struct {
 	events []ha.Event // as they were fed
 	steps  []time.Duration
 	views  int
+	slow   time.Duration // what a view takes
 	cancel context.CancelFunc
 	ended  chan struct{}
 }
@@ -47,9 +52,11 @@ func play(t *testing.T, next func(i int, ev ha.Event) []ha.Action, do func(conte
 		},
 		view: func() ha.Event {
 			s.mu.Lock()
-			defer s.mu.Unlock()
 			s.views++
-			return ha.View{Revision: int64(s.views)}
+			view, slow := ha.View{Revision: int64(s.views)}, s.slow
+			s.mu.Unlock()
+			time.Sleep(slow)
+			return view
 		},
 		do: do, log: func(ha.Action, error) {},
 	}
@@ -105,6 +112,37 @@ func TestEveryActionGetsExactlyOneAnswer(t *testing.T) {
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Error(diff)
+		}
+	})
+}
+
+// A view of a large cluster takes longer than a transaction.
+func TestAnswersThatComeInTogetherAreFollowedByOneView(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const actions = 500
+		s := play(t, func(i int, _ ha.Event) (out []ha.Action) {
+			for id := model.VMID(0); i == 0 && id < actions; id++ {
+				out = append(out, ha.Stop{VMID: id})
+			}
+			return out
+		}, func(context.Context, ha.Action) (int64, error) {
+			time.Sleep(time.Second)
+			return 0, nil
+		})
+		s.mu.Lock()
+		s.slow = 50 * time.Millisecond
+		s.mu.Unlock()
+		time.Sleep(time.Minute)
+		s.cancel()
+		<-s.ended
+		answers, last := 0, ""
+		for _, ev := range s.seen() {
+			if last = fmt.Sprintf("%T", ev); last == "ha.ActionDone" {
+				answers++
+			}
+		}
+		if answers != actions || last != "ha.View" || s.views > 4 {
+			t.Errorf("%d answers, %d views, %s is the last event", answers, s.views, last)
 		}
 	})
 }
@@ -490,6 +528,63 @@ func TestAWorkersActionWaitsForNobodysLock(t *testing.T) {
 		if _, err := n.m.worker.do(t.Context(), a); failKind(err) != ha.FailConflict {
 			t.Errorf("%T: %v", a, err)
 		}
+	}
+}
+
+// A QEMU that this node comes upon and ends may have run while the guest's owner ran it too.
+func TestARunningGuestOfAnotherNodeThatIsEndedRaisesTheAlarm(t *testing.T) {
+	for name, c := range map[string]struct {
+		status    string
+		incoming  bool
+		frozen    bool
+		protected string
+		want      bool
+	}{
+		"running":                                 {status: "running", want: true},
+		"running, and protected there":            {status: "running", protected: "n2", want: true},
+		"running, and the owner waits for this":   {status: "running", protected: "n1"},
+		"a source whose guest has migrated":       {status: "postmigrate"},
+		"a target that waits":                     {status: "inmigrate"},
+		"a target that nobody has settled yet":    {status: "running", incoming: true},
+		"frozen, whatever QEMU would say of that": {status: "running", frozen: true},
+		"paused": {status: "paused"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n, _, _ := startNode(t)
+			n.put(model.GuestConfigKey("n2", 100), n.get(model.GuestConfigKey("n1", 100)))
+			n.delete(model.GuestConfigKey("n1", 100))
+			if c.protected != "" {
+				n.put(model.ProtectedPrefix+"100", string(mustJSON(model.Protected{Node: c.protected})))
+			}
+			n.runsAs(aRunningGuest())
+			p := n.m.procs.get(100)
+			p.incoming.Store(c.incoming)
+			if c.frozen {
+				must(t, os.MkdirAll(n.paths.cgroupOf("100"), 0o700))
+				must(t, os.WriteFile(filepath.Join(n.paths.cgroupOf("100"), "cgroup.events"), []byte("populated 1\nfrozen 1\n"), 0o600))
+			}
+			room := qmptest.NewRoom()
+			t.Cleanup(room.Close)
+			q := room.Start("n1")
+			q.Handle("query-status", func(json.RawMessage) (any, error) {
+				return map[string]any{"status": c.status, "running": c.status == "running"}, nil
+			})
+			must(t, q.Listen(t.Context(), p.Spec().QMPSocket()))
+			var alarms []string
+			n.m.worker.found = func(id model.VMID, owner string, started time.Time) {
+				alarms = append(alarms, fmt.Sprint(id, " of ", owner, " ", started.Equal(p.Facts().Started)))
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 2*strayLimit)
+			defer cancel()
+			_, _ = n.m.worker.do(ctx, ha.Discard{VMID: 100}) // there is no cgroup by which it could be killed
+			var want []string
+			if c.want {
+				want = []string{"100 of n2 true"}
+			}
+			if diff := cmp.Diff(want, alarms); diff != "" {
+				t.Error(diff)
+			}
+		})
 	}
 }
 

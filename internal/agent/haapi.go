@@ -8,28 +8,25 @@ import (
 
 	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/api"
-	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
 	"sauh.dev/sauh/internal/store"
 )
 
-// haAPI is high availability as a person sees and changes it. It implements api.HA, api.HARules, api.HAControl, api.HAFencing and
-// api.DatacenterOptions: files are edited under their digest, wishes are records that the manager and the workers read, and what
-// is shown comes from the mirror. It decides nothing.
-type haAPI struct {
+// High availability as a person sees and changes it has one part for each interface of the API: files are edited under their digest, wishes
+// are records that the manager and the workers read, and what is shown comes from the mirror. None of them decides anything.
+
+// haResources is ha/resources.cfg. With haStatus it implements api.HA.
+type haResources struct {
 	*resources
-	node   string
-	params ha.Params
-	// view is the cluster as this node's manager sees it.
-	view func() ha.View
-	// fencing are the drivers behind ha/fence.cfg.
-	fencing fenceDrivers
-	beacons *beacons
-	// end begins the orderly end of this node.
-	end func(ctx context.Context, reboot bool) error
-	// drain is the same without the machine's own end; it returns when that may come.
-	drain func(ctx context.Context, reboot bool) error
+	// purge takes a resource that is none any more out of the rules.
+	purge func(ctx context.Context, sid string) error
+}
+
+// haView is what is protected, and how it is. It implements api.HA.
+type haView struct {
+	*haResources
+	*haStatus
 }
 
 // decodeKept is a file of the mirror that was read, and its digest.
@@ -54,30 +51,41 @@ type sectionEdit struct {
 	check  func(old, next []byte) error
 }
 
-func (h *resources) editSections(ctx context.Context, e sectionEdit) error {
-	return editFile(ctx, h.st, e.what, e.key, func(old []byte) ([]byte, error) {
-		if err := checkDigest(old, e.digest); err != nil {
-			return nil, err
-		}
-		if old == nil {
-			old = []byte{} // there is none yet
-		}
-		f, err := pveconf.ParseSections(old)
-		if err != nil {
-			return nil, inFile(e.key, err)
-		}
-		if err := e.check(nil, old); err != nil {
-			return nil, inFile(e.key, err)
-		}
-		if err := e.change(&f); err != nil {
-			return nil, err
-		}
-		next, err := f.Print()
-		if err != nil {
-			return nil, err
-		}
-		return next, e.check(old, next)
+func editSections(ctx context.Context, st store.Store, e sectionEdit) error {
+	return editFile(ctx, st, e.what, e.key, e.apply)
+}
+
+// editSectionsAnd has another key say value in the same transaction.
+func editSectionsAnd(ctx context.Context, st store.Store, e sectionEdit, key string, value []byte) error {
+	return editKeys(ctx, st, e.what, []string{e.key, key}, func(old [][]byte) ([][]byte, error) {
+		next, err := e.apply(old[0])
+		return [][]byte{next, value}, err
 	})
+}
+
+// apply is the file with the change made.
+func (e sectionEdit) apply(old []byte) ([]byte, error) {
+	if err := checkDigest(old, e.digest); err != nil {
+		return nil, err
+	}
+	if old == nil {
+		old = []byte{} // there is none yet
+	}
+	f, err := pveconf.ParseSections(old)
+	if err != nil {
+		return nil, inFile(e.key, err)
+	}
+	if err := e.check(nil, old); err != nil {
+		return nil, inFile(e.key, err)
+	}
+	if err := e.change(&f); err != nil {
+		return nil, err
+	}
+	next, err := f.Print()
+	if err != nil {
+		return nil, err
+	}
+	return next, e.check(old, next)
 }
 
 // inFile names the file whose line cannot be read; that is no parameter of the person who asks.
@@ -151,7 +159,7 @@ func apiSection(s pveconf.Section) api.Section {
 }
 
 // HAResources implements api.HA.
-func (h *haAPI) HAResources(context.Context) ([]api.HAResource, error) {
+func (h *haResources) HAResources(context.Context) ([]api.HAResource, error) {
 	all, digest, err := decodeKept(h.mirror.Snapshot(), haResourcesKey, pveconf.ParseHAResources)
 	if err != nil {
 		return nil, err
@@ -170,7 +178,7 @@ func (h *haAPI) HAResources(context.Context) ([]api.HAResource, error) {
 }
 
 // HAAdd implements api.HA.
-func (h *haAPI) HAAdd(ctx context.Context, r api.HAResource) error {
+func (h *haResources) HAAdd(ctx context.Context, r api.HAResource) error {
 	id, err := pveconf.ParseSID(r.SID)
 	if err != nil {
 		return err
@@ -214,8 +222,12 @@ func (h *haAPI) HAAdd(ctx context.Context, r api.HAResource) error {
 	return err
 }
 
-func (h *haAPI) editResources(ctx context.Context, what, digest string, change func(*pveconf.SectionFile) error) error {
-	return h.editSections(ctx, sectionEdit{what: what, key: haResourcesKey, digest: digest, change: change, check: checkResources})
+func (h *haResources) editResources(ctx context.Context, what, digest string, change func(*pveconf.SectionFile) error) error {
+	return editSections(ctx, h.st, resourcesEdit(what, digest, change))
+}
+
+func resourcesEdit(what, digest string, change func(*pveconf.SectionFile) error) sectionEdit {
+	return sectionEdit{what: what, key: haResourcesKey, digest: digest, change: change, check: checkResources}
 }
 
 // checkResources refuses resources that would wait for one another, or for what nobody starts.
@@ -271,7 +283,7 @@ func sids(ids []model.VMID, between string) string {
 }
 
 // HASet implements api.HA.
-func (h *haAPI) HASet(ctx context.Context, sid string, e api.Edit) error {
+func (h *haResources) HASet(ctx context.Context, sid string, e api.Edit) error {
 	id, err := pveconf.ParseSID(sid)
 	if err != nil {
 		return err
@@ -289,7 +301,7 @@ func (h *haAPI) HASet(ctx context.Context, sid string, e api.Edit) error {
 }
 
 // HARemove implements api.HA. The guest runs on, unprotected.
-func (h *haAPI) HARemove(ctx context.Context, sid string, purge bool) error {
+func (h *haResources) HARemove(ctx context.Context, sid string, purge bool) error {
 	id, err := pveconf.ParseSID(sid)
 	if err != nil {
 		return err
@@ -308,7 +320,7 @@ func (h *haAPI) HARemove(ctx context.Context, sid string, purge bool) error {
 	h.forget(ctx, model.HAStatusPrefix+id.SID())
 	h.forget(ctx, model.HACommandPrefix+id.SID())
 	if purge {
-		return h.purgeRules(ctx, id.SID())
+		return h.purge(ctx, id.SID())
 	}
 	return nil
 }
@@ -338,7 +350,7 @@ func stopWaitingFor(file *pveconf.SectionFile, id model.VMID) error {
 }
 
 // forget deletes a record of a resource that is none any more; left behind it would only mislead.
-func (h *haAPI) forget(ctx context.Context, key string) {
+func (h *haResources) forget(ctx context.Context, key string) {
 	kv, err := h.st.Get(ctx, key, store.Linearizable)
 	if err != nil {
 		return // there is none, or no quorum

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -226,7 +227,7 @@ func TestOptionsThatHaveNoEffectAreRefusedByName(t *testing.T) {
 
 func TestACommandIsARecordAndOneThatRulesForbidIsNone(t *testing.T) {
 	n := askedNode(t, 100, 101)
-	c := n.m.roles.Control
+	c := n.m.roles.Services
 	_, err := c.Move(t.Context(), "vm:100", "migrate", "n1")
 	refused(t, err, model.ErrBusy, "vm:100 cannot migrate to n1: it is on n1 already")
 	_, err = c.Move(t.Context(), "vm:100", "migrate", "n9")
@@ -249,14 +250,71 @@ func TestACommandIsARecordAndOneThatRulesForbidIsNone(t *testing.T) {
 func TestNoStopIsTakenWhileHAIsDisarmed(t *testing.T) {
 	n := askedNode(t, 100)
 	before := n.get(haResourcesKey)
-	must(t, n.m.roles.Control.Disarm(t.Context(), api.HADisarm{Mode: "freeze", For: time.Minute}))
+	must(t, n.m.roles.Nodes.Disarm(t.Context(), api.HADisarm{Mode: "freeze", For: time.Minute}))
 	n.follow()
-	if err := n.m.roles.Control.StopService(t.Context(), "vm:100", 0); !errors.Is(err, model.ErrBusy) {
+	if err := n.m.roles.Services.StopService(t.Context(), "vm:100", 0); !errors.Is(err, model.ErrBusy) {
 		t.Errorf("got %v", err)
 	}
 	if n.get(haResourcesKey) != before || n.get(model.HACommandPrefix+"vm:100") != "" {
 		t.Error("something was written")
 	}
+}
+
+// With freeze everything stays as it is, whoever wants it otherwise; with ignore guests are everybody's.
+func TestAFrozenGuestIsNeitherStartedStoppedNorMoved(t *testing.T) {
+	n := askedNode(t, 100)
+	n.put(model.GuestConfigKey("n1", 300), "memory: 16\n") // no HA resource
+	ctx, g, c := t.Context(), n.m.roles.Guests, n.m.roles.Nodes
+	commands := map[string]func(model.VMID) error{
+		"start":    func(id model.VMID) error { _, err := g.Start(ctx, id); return err },
+		"stop":     func(id model.VMID) error { _, err := g.Stop(ctx, id); return err },
+		"shutdown": func(id model.VMID) error { _, err := g.Shutdown(ctx, id, time.Second, false); return err },
+		"migrate":  func(id model.VMID) error { _, err := g.Migrate(ctx, id, "n9", false); return err },
+	}
+	frozen := func(id model.VMID) (held []string) {
+		n.follow()
+		for name, ask := range commands {
+			if err := ask(id); err != nil && strings.Contains(err.Error(), "stays as it is") {
+				held = append(held, name)
+			}
+		}
+		n.tasksEnd()
+		slices.Sort(held)
+		return held
+	}
+	all := []string{"migrate", "shutdown", "start", "stop"}
+	for _, s := range []struct {
+		name string
+		do   func() error
+		want []string
+	}{
+		{"the cluster is frozen", func() error { return c.Disarm(ctx, api.HADisarm{Mode: "freeze"}) }, all},
+		{"its node is to be ignored, and the cluster is frozen", func() error { return c.Disarm(ctx, api.HADisarm{Mode: "ignore", Node: "n1"}) }, all},
+		{"its node is ignored", func() error { return c.Arm(ctx, "") }, nil},
+		{"its node is frozen", func() error { return c.Disarm(ctx, api.HADisarm{Mode: "freeze", Node: "n1"}) }, all},
+		{"another node is frozen", func() error {
+			return errors.Join(c.Arm(ctx, "n1"), c.Disarm(ctx, api.HADisarm{Mode: "freeze", Node: "n2"}))
+		}, nil},
+		{"the cluster is ignored", func() error { return c.Disarm(ctx, api.HADisarm{Mode: "ignore"}) }, nil},
+	} {
+		n.put(haResourcesKey, "vm: 100\n\tstate started\n")
+		must(t, s.do())
+		if diff := cmp.Diff(s.want, frozen(100)); diff != "" {
+			t.Errorf("%s: %s", s.name, diff)
+		}
+		if held := frozen(300); held != nil {
+			t.Errorf("%s: a guest that is no HA resource: %v", s.name, held)
+		}
+	}
+	n.put(model.HAModeKey, `{"disarm":"freeze","since":1767323045,"until":4102444800}`)
+	_, err := g.Start(ctx, 100)
+	refused(t, err, model.ErrBusy, "vm:100 stays as it is: HA is disarmed (freeze) since 2026-01-02 03:04:05 UTC until 2100-01-01 00:00:00 UTC; "+
+		"`sauh ha arm` ends that, and with `sauh ha disarm --mode ignore` guests can be started, stopped and moved by hand")
+	n.put(model.HAModeKey, "{}")
+	n.put(model.HARequestPrefix+"n1", `{"disarm":"freeze"}`)
+	_, err = g.Start(ctx, 100)
+	refused(t, err, model.ErrBusy, "vm:100 stays as it is: HA is disarmed (freeze); "+
+		"`sauh ha arm --node n1` ends that, and with `sauh ha disarm --mode ignore --node n1` guests can be started, stopped and moved by hand")
 }
 
 // The requested state and the time that the stop may take are written together, or not at all.
@@ -270,7 +328,7 @@ func TestAStopIsOneTransactionAndRepeatedAfterAConflict(t *testing.T) {
 		}
 		return nil
 	})
-	must(t, n.m.roles.Control.StopService(t.Context(), "vm:100", 0))
+	must(t, n.m.roles.Services.StopService(t.Context(), "vm:100", 0))
 	if got := n.get(haResourcesKey); got != "vm: 100\n\tstate stopped\n\tcomment theirs\n" || first {
 		t.Error(got)
 	}
@@ -278,11 +336,17 @@ func TestAStopIsOneTransactionAndRepeatedAfterAConflict(t *testing.T) {
 
 func TestRequestsOfANodeAreOneRecordThatGoesWhenNothingIsAskedFor(t *testing.T) {
 	n := askedNode(t)
-	c, key := n.m.roles.Control, model.HARequestPrefix+"n2"
+	c, key := n.m.roles.Nodes, model.HARequestPrefix+"n2"
 	must(t, c.Maintenance(t.Context(), "n2", true))
 	must(t, c.Disarm(t.Context(), api.HADisarm{Mode: "ignore", Node: "n2"}))
-	if got := n.get(key); got != `{"maintenance":true,"disarm":"ignore"}` {
-		t.Error(got)
+	var got ha.NodeRequest
+	must(t, json.Unmarshal([]byte(n.get(key)), &got))
+	if ago := time.Now().Unix() - got.Since; ago < 0 || ago > 60 {
+		t.Errorf("since %d", got.Since)
+	}
+	got.Since = 0
+	if want := (ha.NodeRequest{Maintenance: true, Disarm: ha.DisarmIgnore}); got != want {
+		t.Errorf("%+v", got)
 	}
 	n.follow()
 	st, err := n.m.roles.HA.HAStatus(t.Context())
@@ -300,7 +364,7 @@ func TestRequestsOfANodeAreOneRecordThatGoesWhenNothingIsAskedFor(t *testing.T) 
 
 func TestTheClusterIsDisarmedForATime(t *testing.T) {
 	n := askedNode(t, 100)
-	c, before := n.m.roles.Control, time.Now().Unix()
+	c, before := n.m.roles.Nodes, time.Now().Unix()
 	must(t, c.Disarm(t.Context(), api.HADisarm{Mode: "freeze", For: 10 * time.Minute}))
 	n.follow()
 	st, err := n.m.roles.HA.HAStatus(t.Context())
@@ -322,8 +386,8 @@ func TestTheClusterIsDisarmedForATime(t *testing.T) {
 func TestLabelsArePartOfTheNodesRecord(t *testing.T) {
 	n := askedNode(t)
 	rack, site, none := "r1", "north", ""
-	must(t, n.m.roles.Control.Label(t.Context(), "n2", &rack, &site))
-	must(t, n.m.roles.Control.Label(t.Context(), "n2", nil, &none))
+	must(t, n.m.roles.Nodes.Label(t.Context(), "n2", &rack, &site))
+	must(t, n.m.roles.Nodes.Label(t.Context(), "n2", nil, &none))
 	n.follow()
 	got, err := n.m.roster.node("n2")
 	must(t, err)
@@ -331,24 +395,24 @@ func TestLabelsArePartOfTheNodesRecord(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	bad := "a b"
-	invalid(t, n.m.roles.Control.Label(t.Context(), "n2", &bad, nil), "rack", 0, "rack")
+	invalid(t, n.m.roles.Nodes.Label(t.Context(), "n2", &bad, nil), "rack", 0, "rack")
 }
 
 func TestFencingMethodsAreCheckedBeforeTheyAreInForce(t *testing.T) {
 	n := askedNode(t)
 	f := n.m.roles.Fencing
 	good := set("node", "n2", "address", "10.0.9.2", "user", "sauh", "password-file", "priv/fence/bmc")
-	must(t, f.SetFenceMethod(t.Context(), api.Section{Type: "ipmi", ID: "bmc"}, good))
+	must(t, f.SetFenceMethod(t.Context(), api.Section{Type: "ipmi", ID: "bmc"}, good, ""))
 	before := n.get(fenceCfgKey)
 	n.follow()
-	invalid(t, f.SetFenceMethod(t.Context(), api.Section{Type: "ipmi", ID: "two"}, set("node", "n2", "address", "a b")), "address", 0, "address")
-	invalid(t, f.SetFenceMethod(t.Context(), api.Section{ID: "bmc"}, set("node", "n9")), "node", 0, "n9")
-	invalid(t, f.SetFenceMethod(t.Context(), api.Section{ID: "bmc"}, set("storages", "nas")), "storages", 0, "no such key")
-	invalid(t, f.SetFenceMethod(t.Context(), api.Section{Type: "redfish", ID: "bmc"}, set("timeout", "5")), "type", 0, "ipmi")
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{Type: "ipmi", ID: "two"}, set("node", "n2", "address", "a b"), ""), "address", 0, "address")
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{ID: "bmc"}, set("node", "n9"), ""), "node", 0, "n9")
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{ID: "bmc"}, set("storages", "nas"), ""), "storages", 0, "no such key")
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{Type: "redfish", ID: "bmc"}, set("timeout", "5"), ""), "type", 0, "ipmi")
 	invalid(t, f.SetFenceFile(t.Context(), "ipmi: bmc\n\tnode n2\n\taddress a b\n", ""), "address", 3, "address")
 	invalid(t, f.SetFenceFile(t.Context(), "\n\napc: pdu\n\tnode n2\n", ""), "type", 3, "apc", "only ipmi, redfish and ceph")
 	invalid(t, f.SetFenceFile(t.Context(), strings.ReplaceAll(before, "n2", "n9"), ""), "node", 3, "n9")
-	if err := f.SetFenceMethod(t.Context(), api.Section{ID: "none"}, good); !errors.Is(err, model.ErrNotFound) {
+	if err := f.SetFenceMethod(t.Context(), api.Section{ID: "none"}, good, ""); !errors.Is(err, model.ErrNotFound) {
 		t.Error(err)
 	}
 	if diff := cmp.Diff(before, n.get(fenceCfgKey)); diff != "" {
@@ -364,13 +428,44 @@ func TestFencingMethodsAreCheckedBeforeTheyAreInForce(t *testing.T) {
 	if n.get("config/priv/fence/bmc") != "" {
 		t.Error("the password is still there")
 	}
-	refused := f.SetFenceMethod(t.Context(), api.Section{Type: "ceph", ID: "blocklist"}, api.Edit{Set: map[string]string{"storages": "fast"}})
+	refused := f.SetFenceMethod(t.Context(), api.Section{Type: "ceph", ID: "blocklist"}, api.Edit{Set: map[string]string{"storages": "fast"}}, "")
 	invalid(t, refused, "storages", 0, "it has no effect")
 	n.follow()
 	all, err := f.FenceMethods(t.Context())
 	must(t, err)
 	if len(all) != 1 || all[0].Method != "ipmi: bmc" || all[0].Node != "n2" || all[0].Grade == "" {
 		t.Errorf("%+v", all)
+	}
+}
+
+func TestAMethodAndItsPasswordAreOneTransaction(t *testing.T) {
+	n := askedNode(t)
+	f, line := n.m.roles.Fencing, set("node", "n2", "address", "10.0.9.2", "user", "sauh")
+	var writes [][]string
+	n.st.onTxn(func(tx store.Txn) error {
+		var keys []string
+		for _, op := range tx.Then {
+			keys = append(keys, op.Key)
+		}
+		writes = append(writes, keys)
+		return nil
+	})
+	two := api.Section{Type: "ipmi", ID: "two"}
+	must(t, f.SetFenceMethod(t.Context(), two, line, "hush"))
+	if diff := cmp.Diff([][]string{{fenceCfgKey, fenceSecretKey + "two"}}, writes); diff != "" {
+		t.Error(diff)
+	}
+	before := n.get(fenceCfgKey)
+	if n.get(fenceSecretKey+"two") != "hush\n" || !strings.Contains(before, "password-file priv/fence/two\n") {
+		t.Errorf("the file is\n%s", before)
+	}
+	// Whatever is refused, both stay as they were.
+	invalid(t, f.SetFenceMethod(t.Context(), two, set("timeout", "20"), "a\nb"), "secret", 0)
+	invalid(t, f.SetFenceMethod(t.Context(), two, set("timeout", "20"), "\n"), "secret", 0)
+	invalid(t, f.SetFenceMethod(t.Context(), two, set("address", "a b"), "new"), "address", 0, "address")
+	invalid(t, f.SetFenceMethod(t.Context(), two, set("password-file", "priv/fence/other"), "new"), "password-file", 0)
+	if n.get(fenceCfgKey) != before || n.get(fenceSecretKey+"two") != "hush\n" || len(writes) != 1 {
+		t.Errorf("after refusals: %v, the file is\n%s", writes, n.get(fenceCfgKey))
 	}
 }
 
@@ -440,8 +535,8 @@ func TestWithoutAQuorumNothingIsChangedAndTheStatusIsShown(t *testing.T) {
 	n.st.setQuorum(false)
 	b := n.m.roles
 	for what, err := range map[string]error{
-		"set": b.HA.HASet(t.Context(), "vm:100", set("comment", "x")), "stop": b.Control.StopService(t.Context(), "vm:100", 0),
-		"maintenance": b.Control.Maintenance(t.Context(), "n2", true), "fence": b.Fencing.SetFenceFile(t.Context(), "", ""),
+		"set": b.HA.HASet(t.Context(), "vm:100", set("comment", "x")), "stop": b.Services.StopService(t.Context(), "vm:100", 0),
+		"maintenance": b.Nodes.Maintenance(t.Context(), "n2", true), "fence": b.Fencing.SetFenceFile(t.Context(), "", ""),
 		"options": b.Options.SetOptions(t.Context(), set("ha", "shutdown_policy=freeze")),
 	} {
 		if !errors.Is(err, model.ErrNoQuorum) {

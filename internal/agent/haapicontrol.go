@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -16,11 +15,36 @@ import (
 	"sauh.dev/sauh/internal/store"
 )
 
+// sight is the cluster as this node's manager sees it.
+type sight struct {
+	node   string
+	params ha.Params
+	view   func() ha.View
+}
+
 // picture is the cluster as the manager would judge it now.
-func (h *haAPI) picture() ha.Picture { return ha.Look(h.node, h.params, h.view()) }
+func (s sight) picture() ha.Picture { return s.of(s.view()) }
+
+func (s sight) of(v ha.View) ha.Picture { return ha.Look(s.node, s.params, v) }
+
+// haServices is what a person wants done with guests that are HA resources. It implements api.HAServices.
+type haServices struct {
+	*resources
+	sight
+}
+
+// haNodes is what a person wants of nodes and of the cluster. It implements api.HANodes.
+type haNodes struct {
+	st     store.Store
+	roster roster
+	// end begins the orderly end of this node.
+	end func(ctx context.Context, reboot bool) error
+	// drain is the same without the machine's own end; it returns when that may come.
+	drain func(ctx context.Context, reboot bool) error
+}
 
 // resource is the id of a guest that is an HA resource.
-func (h *haAPI) resource(sid string) (model.VMID, error) {
+func (h *resources) resource(sid string) (model.VMID, error) {
 	id, err := pveconf.ParseSID(sid)
 	if err != nil {
 		return 0, err
@@ -35,8 +59,8 @@ func (h *haAPI) resource(sid string) (model.VMID, error) {
 	return id, nil
 }
 
-// Move implements api.HAControl. The manager judges the wish anew when it acts on it.
-func (h *haAPI) Move(ctx context.Context, sid, kind, node string) (api.HAMove, error) {
+// Move implements api.HAServices. The manager judges the wish anew when it acts on it.
+func (h *haServices) Move(ctx context.Context, sid, kind, node string) (api.HAMove, error) {
 	id, err := h.resource(sid)
 	if err != nil {
 		return api.HAMove{}, err
@@ -62,11 +86,11 @@ func (h *haAPI) Move(ctx context.Context, sid, kind, node string) (api.HAMove, e
 	}
 	out.With = with
 	what := fmt.Sprintf("ask that %s %s to %s", id.SID(), kind, node)
-	return out, h.editRecord(ctx, what, model.HACommandPrefix+id.SID(), func([]byte) ([]byte, error) { return mustJSON(c), nil })
+	return out, editRecord(ctx, h.st, what, model.HACommandPrefix+id.SID(), func([]byte) ([]byte, error) { return mustJSON(c), nil })
 }
 
-// StopService implements api.HAControl: the requested state and the time that the stop may take are one transaction.
-func (h *haAPI) StopService(ctx context.Context, sid string, timeout time.Duration) error {
+// StopService implements api.HAServices: the requested state and the time that the stop may take are one transaction.
+func (h *haServices) StopService(ctx context.Context, sid string, timeout time.Duration) error {
 	id, err := h.resource(sid)
 	if err != nil {
 		return err
@@ -74,89 +98,23 @@ func (h *haAPI) StopService(ctx context.Context, sid string, timeout time.Durati
 	if h.picture().Disarmed(id) {
 		return model.Errorf(model.ErrBusy, "%s cannot be stopped by HA: HA is disarmed, and it would go down when that ends", id.SID())
 	}
-	what := "stop " + id.SID()
-	for range editTries {
-		file, err := read(ctx, h.st, haResourcesKey)
-		if err != nil {
-			return writeError(what, err)
-		}
-		command, err := read(ctx, h.st, model.HACommandPrefix+id.SID())
-		if err != nil {
-			return writeError(what, err)
-		}
-		f, err := pveconf.ParseSections(file.Value)
-		if err != nil {
-			return inFile(haResourcesKey, err)
-		}
-		i := findSection(f, "vm", id.String())
+	edit := resourcesEdit("stop "+id.SID(), "", func(f *pveconf.SectionFile) error {
+		i := findSection(*f, "vm", id.String())
 		if i < 0 {
 			return noResource(id)
 		}
-		if err := apply(&f.Sections[i], api.Edit{Set: map[string]string{"state": "stopped"}}, pveconf.HAResourceFromSection); err != nil {
-			return err
-		}
-		next, err := f.Print()
-		if err != nil {
-			return err
-		}
-		_, err = h.st.Txn(ctx, store.Txn{
-			If: []store.Cond{{Key: file.Key, Revision: file.ModRevision}, {Key: command.Key, Revision: command.ModRevision}},
-			Then: []store.Op{
-				store.Put(file.Key, next),
-				store.Put(command.Key, mustJSON(ha.Command{Kind: ha.CommandStop, TimeoutSeconds: int(timeout / time.Second)})),
-			},
-		})
-		if !errors.Is(err, store.ErrConflict) {
-			return writeError(what, err)
-		}
-	}
-	return writeError(what, store.ErrConflict)
-}
-
-// editTries is how often an edit is repeated when somebody else was faster.
-const editTries = 5
-
-// read is a linearizable Get for which a key that is not there is an empty one of revision 0.
-func read(ctx context.Context, st store.Store, key string) (store.KV, error) {
-	kv, err := st.Get(ctx, key, store.Linearizable)
-	if errors.Is(err, store.ErrNotFound) {
-		return store.KV{Key: key}, nil
-	}
-	return kv, err
-}
-
-// editRecord changes one record by read, change, compare and write; nil deletes it.
-func (h *haAPI) editRecord(ctx context.Context, what, key string, f func(old []byte) ([]byte, error)) error {
-	for range editTries {
-		kv, err := read(ctx, h.st, key)
-		if err != nil {
-			return writeError(what, err)
-		}
-		next, err := f(kv.Value)
-		if err != nil {
-			return err
-		}
-		op := store.Put(key, next)
-		if next == nil {
-			if kv.ModRevision == 0 {
-				return nil
-			}
-			op = store.Delete(key)
-		}
-		_, err = h.st.Txn(ctx, store.Txn{If: []store.Cond{{Key: key, Revision: kv.ModRevision}}, Then: []store.Op{op}})
-		if !errors.Is(err, store.ErrConflict) {
-			return writeError(what, err)
-		}
-	}
-	return writeError(what, store.ErrConflict)
+		return apply(&f.Sections[i], api.Edit{Set: map[string]string{"state": "stopped"}}, pveconf.HAResourceFromSection)
+	})
+	command := mustJSON(ha.Command{Kind: ha.CommandStop, TimeoutSeconds: int(timeout / time.Second)})
+	return editSectionsAnd(ctx, h.st, edit, model.HACommandPrefix+id.SID(), command)
 }
 
 // request changes what persons want of a node; a record that asks for nothing is deleted.
-func (h *haAPI) request(ctx context.Context, what, node string, change func(*ha.NodeRequest)) error {
+func (h *haNodes) request(ctx context.Context, what, node string, change func(*ha.NodeRequest)) error {
 	if _, err := h.roster.node(node); err != nil {
 		return err
 	}
-	return h.editRecord(ctx, what, model.HARequestPrefix+node, func(old []byte) ([]byte, error) {
+	return editRecord(ctx, h.st, what, model.HARequestPrefix+node, func(old []byte) ([]byte, error) {
 		var r ha.NodeRequest
 		if len(old) > 0 {
 			if err := json.Unmarshal(old, &r); err != nil {
@@ -171,8 +129,8 @@ func (h *haAPI) request(ctx context.Context, what, node string, change func(*ha.
 	})
 }
 
-// Maintenance implements api.HAControl.
-func (h *haAPI) Maintenance(ctx context.Context, node string, on bool) error {
+// Maintenance implements api.HANodes.
+func (h *haNodes) Maintenance(ctx context.Context, node string, on bool) error {
 	what := "end the maintenance of " + node
 	if on {
 		what = "put " + node + " into maintenance"
@@ -180,29 +138,30 @@ func (h *haAPI) Maintenance(ctx context.Context, node string, on bool) error {
 	return h.request(ctx, what, node, func(r *ha.NodeRequest) { r.Maintenance = on })
 }
 
-// Disarm implements api.HAControl.
-func (h *haAPI) Disarm(ctx context.Context, d api.HADisarm) error {
+// Disarm implements api.HANodes.
+func (h *haNodes) Disarm(ctx context.Context, d api.HADisarm) error {
 	mode, until := ha.Disarm(d.Mode), int64(0)
 	if mode != ha.DisarmFreeze && mode != ha.DisarmIgnore {
 		return model.Invalidf("mode", "%q is not allowed: use freeze or ignore", d.Mode)
 	}
+	now := time.Now()
 	if d.For > 0 {
-		until = time.Now().Add(d.For).Unix()
+		until = now.Add(d.For).Unix()
 	}
 	if d.Node != "" {
-		return h.request(ctx, "disarm "+d.Node, d.Node, func(r *ha.NodeRequest) { r.Disarm, r.Until = mode, until })
+		return h.request(ctx, "disarm "+d.Node, d.Node, func(r *ha.NodeRequest) { r.Disarm, r.Until, r.Since = mode, until, now.Unix() })
 	}
-	return h.editRecord(ctx, "disarm the cluster", model.HAModeKey, func([]byte) ([]byte, error) {
-		return mustJSON(ha.Mode{Disarm: mode, Until: until}), nil
+	return editRecord(ctx, h.st, "disarm the cluster", model.HAModeKey, func([]byte) ([]byte, error) {
+		return mustJSON(ha.Mode{Disarm: mode, Until: until, Since: now.Unix()}), nil
 	})
 }
 
-// Arm implements api.HAControl.
-func (h *haAPI) Arm(ctx context.Context, node string) error {
+// Arm implements api.HANodes.
+func (h *haNodes) Arm(ctx context.Context, node string) error {
 	if node != "" {
-		return h.request(ctx, "arm "+node, node, func(r *ha.NodeRequest) { r.Disarm, r.Until = ha.Armed, 0 })
+		return h.request(ctx, "arm "+node, node, func(r *ha.NodeRequest) { r.Disarm, r.Until, r.Since = ha.Armed, 0, 0 })
 	}
-	return h.editRecord(ctx, "arm the cluster", model.HAModeKey, func([]byte) ([]byte, error) { return nil, nil })
+	return editRecord(ctx, h.st, "arm the cluster", model.HAModeKey, func([]byte) ([]byte, error) { return nil, nil })
 }
 
 // maxLabel bounds the name of a rack or a site.
@@ -215,8 +174,8 @@ func isLabel(s string) bool {
 	return len(s) <= maxLabel && !strings.ContainsFunc(s, odd)
 }
 
-// Label implements api.HAControl. Rules that contradict one another by it are dropped and shown by HAStatus.
-func (h *haAPI) Label(ctx context.Context, node string, rack, site *string) error {
+// Label implements api.HANodes. Rules that contradict one another by it are dropped and shown by HAStatus.
+func (h *haNodes) Label(ctx context.Context, node string, rack, site *string) error {
 	for param, label := range map[string]*string{"rack": rack, "site": site} {
 		if label != nil && !isLabel(*label) {
 			return model.Invalidf(param, "%q is no name of a %s: use letters, digits, '-', '_' and '.', at most %d", *label, param, maxLabel)
@@ -225,7 +184,7 @@ func (h *haAPI) Label(ctx context.Context, node string, rack, site *string) erro
 	if _, err := h.roster.node(node); err != nil {
 		return err
 	}
-	return h.editRecord(ctx, "label "+node, model.NodePrefix+node, func(old []byte) ([]byte, error) {
+	return editRecord(ctx, h.st, "label "+node, model.NodePrefix+node, func(old []byte) ([]byte, error) {
 		var n model.Node
 		if err := json.Unmarshal(old, &n); err != nil {
 			return nil, fmt.Errorf("label %s: its record: %w", node, err)
@@ -240,13 +199,13 @@ func (h *haAPI) Label(ctx context.Context, node string, rack, site *string) erro
 	})
 }
 
-// EndNode implements api.HAControl.
-func (h *haAPI) EndNode(ctx context.Context, reboot bool) error {
+// EndNode implements api.HANodes.
+func (h *haNodes) EndNode(ctx context.Context, reboot bool) error {
 	return h.end(ctx, reboot)
 }
 
-// DrainNode implements api.HAControl.
-func (h *haAPI) DrainNode(ctx context.Context, reboot bool) error {
+// DrainNode implements api.HANodes.
+func (h *haNodes) DrainNode(ctx context.Context, reboot bool) error {
 	return h.drain(ctx, reboot)
 }
 

@@ -13,6 +13,7 @@ import (
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
 	"sauh.dev/sauh/internal/fence"
+	"sauh.dev/sauh/internal/store"
 )
 
 // fenceDrivers are the ways to fence a node as ha/fence.cfg configures them; *fencing is one.
@@ -23,16 +24,24 @@ type fenceDrivers interface {
 	rehearse(ctx context.Context, node string, switching bool) ([]corefence.Rehearsal, error)
 }
 
+// haFencing is ha/fence.cfg and what is behind it. It implements api.HAFencing.
+type haFencing struct {
+	st      store.Store
+	mirror  *mirror.Mirror
+	roster  roster
+	drivers fenceDrivers
+}
+
 const fenceSecretKey = model.ConfigPrefix + "priv/fence/"
 
 // FenceFile implements api.HAFencing.
-func (h *haAPI) FenceFile(context.Context) (api.HAFenceFile, error) {
+func (h *haFencing) FenceFile(context.Context) (api.HAFenceFile, error) {
 	kv, _ := h.mirror.Snapshot().Get(fenceCfgKey)
 	return api.HAFenceFile{Text: string(kv.Value), Digest: pveconf.Digest(kv.Value)}, nil
 }
 
 // checkFence refuses what could not be used: a method that is silently none is worse than none.
-func (h *haAPI) checkFence(old, next []byte) error {
+func (h *haFencing) checkFence(old, next []byte) error {
 	all, err := pveconf.ParseFence(next)
 	if err != nil || old == nil {
 		return err
@@ -50,7 +59,7 @@ func (h *haAPI) checkFence(old, next []byte) error {
 }
 
 // SetFenceFile implements api.HAFencing.
-func (h *haAPI) SetFenceFile(ctx context.Context, text, digest string) error {
+func (h *haFencing) SetFenceFile(ctx context.Context, text, digest string) error {
 	if err := h.checkFence([]byte{}, []byte(text)); err != nil {
 		return err
 	}
@@ -63,13 +72,35 @@ func noMethod(id string) error {
 	return model.Errorf(model.ErrNotFound, "no such fencing method '%s': `sauh ha fence list` shows them", id)
 }
 
-func (h *haAPI) editFence(ctx context.Context, what, digest string, change func(*pveconf.SectionFile) error) error {
-	return h.editSections(ctx, sectionEdit{what: what, key: fenceCfgKey, digest: digest, change: change, check: h.checkFence})
+func (h *haFencing) fenceEdit(what, digest string, change func(*pveconf.SectionFile) error) sectionEdit {
+	return sectionEdit{what: what, key: fenceCfgKey, digest: digest, change: change, check: h.checkFence}
 }
 
-// SetFenceMethod implements api.HAFencing.
-func (h *haAPI) SetFenceMethod(ctx context.Context, id api.Section, e api.Edit) error {
-	return h.editFence(ctx, "change fencing method "+id.ID, e.Digest, func(f *pveconf.SectionFile) error {
+// SetFenceMethod implements api.HAFencing. A rehearsal never sees the line without its password, or the other way round.
+func (h *haFencing) SetFenceMethod(ctx context.Context, id api.Section, e api.Edit, secret string) error {
+	if secret == "" {
+		return editSections(ctx, h.st, h.methodEdit(id, e))
+	}
+	file, err := secretFile(id.ID, secret)
+	switch {
+	case err != nil:
+		return err
+	case file == nil:
+		return model.Invalidf("secret", "it is an empty line")
+	}
+	set := map[string]string{"password-file": strings.TrimPrefix(fenceSecretKey, model.ConfigPrefix) + id.ID}
+	for key, value := range e.Set {
+		if key == "password-file" && value != set[key] {
+			return model.Invalidf(key, "a password that is given with the method goes to %s: leave the key out", set[key])
+		}
+		set[key] = value
+	}
+	e.Set = set
+	return editSectionsAnd(ctx, h.st, h.methodEdit(id, e), fenceSecretKey+id.ID, file)
+}
+
+func (h *haFencing) methodEdit(id api.Section, e api.Edit) sectionEdit {
+	return h.fenceEdit("change fencing method "+id.ID, e.Digest, func(f *pveconf.SectionFile) error {
 		i := findSection(*f, "", id.ID)
 		switch {
 		case i < 0 && id.Type == "":
@@ -85,7 +116,7 @@ func (h *haAPI) SetFenceMethod(ctx context.Context, id api.Section, e api.Edit) 
 }
 
 // usableMethod reads one method, and refuses a node that is not there.
-func (h *haAPI) usableMethod(s pveconf.Section) (pveconf.FenceMethod, error) {
+func (h *haFencing) usableMethod(s pveconf.Section) (pveconf.FenceMethod, error) {
 	m, err := pveconf.FenceFromSection(s)
 	switch {
 	case err != nil:
@@ -116,9 +147,9 @@ func (h *haAPI) usableMethod(s pveconf.Section) (pveconf.FenceMethod, error) {
 }
 
 // RemoveFenceMethod implements api.HAFencing.
-func (h *haAPI) RemoveFenceMethod(ctx context.Context, id string) error {
+func (h *haFencing) RemoveFenceMethod(ctx context.Context, id string) error {
 	password := ""
-	err := h.editFence(ctx, "remove fencing method "+id, "", func(f *pveconf.SectionFile) error {
+	err := editSections(ctx, h.st, h.fenceEdit("remove fencing method "+id, "", func(f *pveconf.SectionFile) error {
 		i := findSection(*f, "", id)
 		if i < 0 {
 			return noMethod(id)
@@ -129,7 +160,7 @@ func (h *haAPI) RemoveFenceMethod(ctx context.Context, id string) error {
 			password = "" // another one's too
 		}
 		return nil
-	})
+	}))
 	name, ours := strings.CutPrefix(model.ConfigPrefix+password, fenceSecretKey)
 	if err != nil || !ours || name == "" {
 		return err // a file elsewhere was not put there for this alone
@@ -144,24 +175,31 @@ func (h *haAPI) RemoveFenceMethod(ctx context.Context, id string) error {
 const maxSecret = 256
 
 // SetFenceSecret implements api.HAFencing.
-func (h *haAPI) SetFenceSecret(ctx context.Context, name, secret string) error {
+func (h *haFencing) SetFenceSecret(ctx context.Context, name, secret string) error {
+	file, err := secretFile(name, secret)
+	if err != nil {
+		return err
+	}
+	return editRecord(ctx, h.st, "change the password priv/fence/"+name, fenceSecretKey+name, func([]byte) ([]byte, error) { return file, nil })
+}
+
+// secretFile is the content of the file for a password, nil for none.
+func secretFile(name, secret string) ([]byte, error) {
 	if !isLabel(name) || name == "" || strings.Trim(name, ".") == "" {
-		return model.Invalidf("name", "%q is no name of a password file: use letters, digits, '-', '_' and '.'", name)
+		return nil, model.Invalidf("name", "%q is no name of a password file: use letters, digits, '-', '_' and '.'", name)
 	}
 	secret = strings.TrimRight(secret, "\r\n")
-	if len(secret) > maxSecret || strings.ContainsAny(secret, "\r\n") {
-		return model.Invalidf("secret", "a password is one line of at most %d characters", maxSecret)
+	switch {
+	case len(secret) > maxSecret || strings.ContainsAny(secret, "\r\n"):
+		return nil, model.Invalidf("secret", "a password is one line of at most %d characters", maxSecret)
+	case secret == "":
+		return nil, nil
 	}
-	return h.editRecord(ctx, "change the password priv/fence/"+name, fenceSecretKey+name, func([]byte) ([]byte, error) {
-		if secret == "" {
-			return nil, nil
-		}
-		return []byte(secret + "\n"), nil
-	})
+	return []byte(secret + "\n"), nil
 }
 
 // FenceMethods implements api.HAFencing.
-func (h *haAPI) FenceMethods(context.Context) ([]api.HAFenceMethod, error) {
+func (h *haFencing) FenceMethods(context.Context) ([]api.HAFenceMethod, error) {
 	out := []api.HAFenceMethod{}
 	for _, n := range h.roster.nodes() {
 		of, err := h.methodsOf(n.Name)
@@ -174,8 +212,8 @@ func (h *haAPI) FenceMethods(context.Context) ([]api.HAFenceMethod, error) {
 }
 
 // methodsOf are a node's methods and how they were tried last.
-func (h *haAPI) methodsOf(node string) ([]api.HAFenceMethod, error) {
-	said, err := h.fencing.methods(node)
+func (h *haFencing) methodsOf(node string) ([]api.HAFenceMethod, error) {
+	said, err := h.drivers.methods(node)
 	if err != nil {
 		return nil, err
 	}
@@ -195,11 +233,11 @@ func fenceMethod(node, name, grade, reason string, r corefence.Rehearsal) api.HA
 }
 
 // FenceTest implements api.HAFencing.
-func (h *haAPI) FenceTest(ctx context.Context, node string, switching bool) ([]api.HAFenceMethod, error) {
+func (h *haFencing) FenceTest(ctx context.Context, node string, switching bool) ([]api.HAFenceMethod, error) {
 	if _, err := h.roster.node(node); err != nil {
 		return nil, err
 	}
-	results, err := h.fencing.rehearse(ctx, node, switching)
+	results, err := h.drivers.rehearse(ctx, node, switching)
 	if err != nil {
 		return nil, err
 	}
@@ -208,7 +246,7 @@ func (h *haAPI) FenceTest(ctx context.Context, node string, switching bool) ([]a
 }
 
 // awaitRehearsals returns when the mirror shows the results, or does not for a second: the grades are made of them.
-func (h *haAPI) awaitRehearsals(ctx context.Context, node string, results []corefence.Rehearsal) {
+func (h *haFencing) awaitRehearsals(ctx context.Context, node string, results []corefence.Rehearsal) {
 	for range 100 {
 		tried, _ := rehearsalsOf(h.mirror.Snapshot(), node)
 		missing := func(r corefence.Rehearsal) bool {

@@ -6,13 +6,21 @@ import (
 	"slices"
 	"strings"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
+	"sauh.dev/sauh/internal/store"
 )
 
+// haOptions are the lines of datacenter.cfg that work. It implements api.DatacenterOptions.
+type haOptions struct {
+	st     store.Store
+	mirror *mirror.Mirror
+}
+
 // Options implements api.DatacenterOptions.
-func (h *haAPI) Options(context.Context) (map[string]string, string, error) {
+func (h *haOptions) Options(context.Context) (map[string]string, string, error) {
 	d, digest, err := decodeKept(h.mirror.Snapshot(), datacenterKey, pveconf.ParseDatacenter)
 	if err != nil {
 		return nil, "", err
@@ -25,7 +33,7 @@ func (h *haAPI) Options(context.Context) (map[string]string, string, error) {
 }
 
 // SetOptions implements api.DatacenterOptions. Keys without effect are refused; those that are in the file already stay.
-func (h *haAPI) SetOptions(ctx context.Context, e api.Edit) error {
+func (h *haOptions) SetOptions(ctx context.Context, e api.Edit) error {
 	for _, key := range append(sortedKeys(e.Set), e.Delete...) {
 		if !slices.Contains(api.OptionKeys(), key) {
 			return model.Invalidf(key, "has no effect in this version: only %s have", strings.Join(api.OptionKeys(), ", "))

@@ -10,10 +10,20 @@ import (
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
 	"sauh.dev/sauh/internal/core/rules"
+	"sauh.dev/sauh/internal/store"
 )
 
+// haRules are ha/rules.cfg, and ha/groups.cfg to read. It implements api.HARules.
+type haRules struct {
+	st     store.Store
+	mirror *mirror.Mirror
+	roster roster
+	// known are the HA resources.
+	known func() ([]pveconf.HAResource, error)
+}
+
 // Rules implements api.HARules.
-func (h *haAPI) Rules(context.Context) (api.Sections, error) {
+func (h *haRules) Rules(context.Context) (api.Sections, error) {
 	all, digest, err := decodeKept(h.mirror.Snapshot(), haRulesKey, pveconf.ParseHARules)
 	if err != nil {
 		return api.Sections{}, err
@@ -29,7 +39,7 @@ func (h *haAPI) Rules(context.Context) (api.Sections, error) {
 }
 
 // Groups implements api.HARules.
-func (h *haAPI) Groups(context.Context) (api.Sections, error) {
+func (h *haRules) Groups(context.Context) (api.Sections, error) {
 	all, digest, err := decodeKept(h.mirror.Snapshot(), haGroupsKey, pveconf.ParseHAGroups)
 	if err != nil {
 		return api.Sections{}, err
@@ -44,7 +54,7 @@ func (h *haAPI) Groups(context.Context) (api.Sections, error) {
 func noRule(id string) error { return model.Errorf(model.ErrNotFound, "no such ha rule '%s'", id) }
 
 // AddRule implements api.HARules.
-func (h *haAPI) AddRule(ctx context.Context, rule api.Section) error {
+func (h *haRules) AddRule(ctx context.Context, rule api.Section) error {
 	return h.editRules(ctx, "add rule "+rule.ID, "", func(f *pveconf.SectionFile) error {
 		if findSection(*f, "", rule.ID) >= 0 {
 			return model.Errorf(model.ErrExists, "HA rule '%s' already defined: change it with `sauh ha rules set`", rule.ID)
@@ -56,7 +66,7 @@ func (h *haAPI) AddRule(ctx context.Context, rule api.Section) error {
 }
 
 // SetRule implements api.HARules.
-func (h *haAPI) SetRule(ctx context.Context, id string, e api.Edit) error {
+func (h *haRules) SetRule(ctx context.Context, id string, e api.Edit) error {
 	return h.editRules(ctx, "change rule "+id, e.Digest, func(f *pveconf.SectionFile) (err error) {
 		i := findSection(*f, "", id)
 		if i < 0 {
@@ -68,7 +78,7 @@ func (h *haAPI) SetRule(ctx context.Context, id string, e api.Edit) error {
 }
 
 // RemoveRule implements api.HARules.
-func (h *haAPI) RemoveRule(ctx context.Context, id string) error {
+func (h *haRules) RemoveRule(ctx context.Context, id string) error {
 	return h.editRules(ctx, "remove rule "+id, "", func(f *pveconf.SectionFile) error {
 		i := findSection(*f, "", id)
 		if i < 0 {
@@ -80,7 +90,7 @@ func (h *haAPI) RemoveRule(ctx context.Context, id string) error {
 }
 
 // ruleSection is s with the edit made. What the edit names must be there: a word that is misspelt would silently be a rule about nothing.
-func (h *haAPI) ruleSection(s pveconf.Section, e api.Edit) (pveconf.Section, error) {
+func (h *haRules) ruleSection(s pveconf.Section, e api.Edit) (pveconf.Section, error) {
 	comment, commented := e.Set["comment"]
 	if commented {
 		e.Set = without(e.Set, "comment")
@@ -122,7 +132,7 @@ func without(m map[string]string, key string) map[string]string {
 	return out
 }
 
-func (h *haAPI) knownResources(named []string) error {
+func (h *haRules) knownResources(named []string) error {
 	all, err := h.known()
 	if err != nil {
 		return err
@@ -139,7 +149,7 @@ func (h *haAPI) knownResources(named []string) error {
 	return nil
 }
 
-func (h *haAPI) knownNodes(named []pveconf.RuleNode) error {
+func (h *haRules) knownNodes(named []pveconf.RuleNode) error {
 	for _, n := range named {
 		if _, err := h.roster.node(n.Name); err != nil {
 			return model.Invalidf("nodes", "%s", err)
@@ -148,13 +158,13 @@ func (h *haAPI) knownNodes(named []pveconf.RuleNode) error {
 	return nil
 }
 
-func (h *haAPI) editRules(ctx context.Context, what, digest string, change func(*pveconf.SectionFile) error) error {
-	return h.editSections(ctx, sectionEdit{what: what, key: haRulesKey, digest: digest, change: change, check: h.checkRules})
+func (h *haRules) editRules(ctx context.Context, what, digest string, change func(*pveconf.SectionFile) error) error {
+	return editSections(ctx, h.st, sectionEdit{what: what, key: haRulesKey, digest: digest, change: change, check: h.checkRules})
 }
 
 // checkRules refuses a contradiction that was not there before: one that came with a file from elsewhere must not keep anybody
 // from mending it rule by rule.
-func (h *haAPI) checkRules(old, next []byte) error {
+func (h *haRules) checkRules(old, next []byte) error {
 	after, err := h.conflicts(next)
 	if err != nil || old == nil {
 		return err
@@ -177,7 +187,7 @@ func (h *haAPI) checkRules(old, next []byte) error {
 }
 
 // conflicts are the contradictions in the rules of a file, with those that the groups stand for.
-func (h *haAPI) conflicts(text []byte) ([]rules.Conflict, error) {
+func (h *haRules) conflicts(text []byte) ([]rules.Conflict, error) {
 	all, err := pveconf.ParseHARules(text)
 	if err != nil {
 		return nil, err
@@ -198,7 +208,7 @@ func (h *haAPI) conflicts(text []byte) ([]rules.Conflict, error) {
 }
 
 // places are the members and where they stand.
-func (h *haAPI) places() []rules.Node {
+func (h *haRules) places() []rules.Node {
 	var out []rules.Node
 	for _, n := range h.roster.nodes() {
 		out = append(out, rules.Node{Name: n.Name, Rack: n.Rack, Site: n.Site})
@@ -208,7 +218,7 @@ func (h *haAPI) places() []rules.Node {
 
 // purgeRules takes a resource that is none any more out of the rules. A rule that is left without any goes, and so does one between
 // resources that is left with one.
-func (h *haAPI) purgeRules(ctx context.Context, sid string) error {
+func (h *haRules) purgeRules(ctx context.Context, sid string) error {
 	if _, there := h.mirror.Snapshot().Get(haRulesKey); !there {
 		return nil
 	}

@@ -14,8 +14,21 @@ import (
 	"sauh.dev/sauh/internal/core/pveconf"
 )
 
+// haStatus is how guests and nodes are. With haResources it implements api.HA.
+type haStatus struct {
+	sight
+	mirror     *mirror.Mirror
+	roster     roster
+	live       observer
+	quorate    func() bool
+	beacons    *beacons
+	configured *haResources
+	// methods are those by which a node can be fenced.
+	methods func(node string) ([]api.HAFenceMethod, error)
+}
+
 // HAStatus implements api.HA. It answers without quorum, and with files that cannot be read.
-func (h *haAPI) HAStatus(ctx context.Context) (api.HAStatus, error) {
+func (h *haStatus) HAStatus(ctx context.Context) (api.HAStatus, error) {
 	snap, view := h.mirror.Snapshot(), h.view()
 	manager, _ := mirror.Get[model.Manager](snap, model.ManagerKey) // what cannot be read is not shown
 	out := api.HAStatus{Alarms: []api.HAAlarm{}, Services: []api.HAResource{}, Manager: manager.Value.Node, Quorate: h.quorate(), Problems: problems(snap)}
@@ -26,11 +39,11 @@ func (h *haAPI) HAStatus(ctx context.Context) (api.HAStatus, error) {
 		out.Problems = append(out.Problems, fmt.Sprintf("rule %s has no effect: %s", d.Rule, d.Reason))
 	}
 	out.Problems = append(out.Problems, h.beacons.problems(h.live.Online)...)
-	p := ha.Look(h.node, h.params, view)
+	p := h.of(view)
 	for _, n := range h.roster.nodes() {
 		out.Nodes = append(out.Nodes, h.nodeStatus(p, view, n))
 	}
-	services, err := h.HAResources(ctx)
+	services, err := h.configured.HAResources(ctx)
 	if err != nil {
 		return out, nil //nolint:nilerr // it is among the problems, and without the resources nobody can say what may fail
 	}
@@ -75,7 +88,7 @@ func ownersIn(s mirror.Snapshot) map[model.VMID]string {
 	return out
 }
 
-func (h *haAPI) nodeStatus(p ha.Picture, view ha.View, n model.Node) api.HANodeStatus {
+func (h *haStatus) nodeStatus(p ha.Picture, view ha.View, n model.Node) api.HANodeStatus {
 	s := nodeState(h.live, n.Name)
 	s.Rack, s.Site = n.Rack, n.Site
 	np := p.Node(n.Name)
@@ -98,7 +111,7 @@ func (h *haAPI) nodeStatus(p ha.Picture, view ha.View, n model.Node) api.HANodeS
 	if np.Quarantined {
 		s.Quarantine = "it was silent too often of late: no guest is placed there while another node is possible"
 	}
-	s.Fencing, _ = h.methodsOf(n.Name) // what cannot be read is among the problems
+	s.Fencing, _ = h.methods(n.Name) // what cannot be read is among the problems
 	return s
 }
 
@@ -114,7 +127,7 @@ func lost(h ha.NodeHealth) string {
 }
 
 // serviceStatus adds to a resource what is.
-func (h *haAPI) serviceStatus(s mirror.Snapshot, owners map[model.VMID]string, r api.HAResource) api.HAResource {
+func (h *haStatus) serviceStatus(s mirror.Snapshot, owners map[model.VMID]string, r api.HAResource) api.HAResource {
 	if rec, err := mirror.Get[ha.Status](s, model.HAStatusPrefix+r.SID); err == nil && rec.Revision != 0 {
 		r.Status, r.Reason, r.Target = string(rec.Value.State), rec.Value.Reason, rec.Value.Target
 		if r.Reason == "" {
@@ -148,7 +161,7 @@ func nodeState(l observer, node string) api.HANodeStatus {
 const statusBudget = place.DefaultBudget / 5
 
 // tolerance is how many node failures the cluster can take: its guests must find places, and those who are left must be a majority.
-func (h *haAPI) tolerance(p ha.Picture, view ha.View) *api.HATolerance {
+func (h *haStatus) tolerance(p ha.Picture, view ha.View) *api.HATolerance {
 	t := place.FailuresToTolerate(p.Cluster(), statusBudget)
 	out := &api.HATolerance{Nodes: t.Nodes, Exact: t.Exact, Failed: t.Failed, Wanted: view.Policy.Tolerate, Warn: view.Policy.WarnOnly}
 	for _, pl := range t.Unplaced {
@@ -162,7 +175,7 @@ func (h *haAPI) tolerance(p ha.Picture, view ha.View) *api.HATolerance {
 }
 
 // votes are those of the nodes that are heard of, without some, and how many are a majority.
-func (h *haAPI) votes(without []string) (online, quorum int) {
+func (h *haStatus) votes(without []string) (online, quorum int) {
 	all := 0
 	for _, n := range h.roster.nodes() {
 		all += n.Votes
@@ -178,7 +191,7 @@ func placement(pl place.Placement) api.HAPlacement {
 }
 
 // HAWhatIf implements api.HA.
-func (h *haAPI) HAWhatIf(_ context.Context, nodes []string) (api.HAPlan, error) {
+func (h *haStatus) HAWhatIf(_ context.Context, nodes []string) (api.HAPlan, error) {
 	if len(nodes) == 0 {
 		return api.HAPlan{}, model.Invalidf("nodes", "name the nodes that would be lost, such as n2,n3")
 	}
@@ -189,7 +202,7 @@ func (h *haAPI) HAWhatIf(_ context.Context, nodes []string) (api.HAPlan, error) 
 	}
 	nodes = slices.Compact(slices.Sorted(slices.Values(nodes))) // a node is lost once
 	view := h.view()
-	cluster := ha.Look(h.node, h.params, view).Cluster()
+	cluster := h.of(view).Cluster()
 	out := api.HAPlan{Lost: nodes, Moves: []api.HAPlacement{}, Down: []api.HAPlacement{}}
 	planned := map[string]bool{}
 	for _, pl := range place.WhatIf(cluster, nodes...) {
@@ -224,12 +237,12 @@ func whyDown(v ha.View, g ha.Guest) string {
 }
 
 // HAExplain implements api.HA.
-func (h *haAPI) HAExplain(ctx context.Context, sid string) (api.HAExplanation, error) {
-	id, err := h.resource(sid)
+func (h *haStatus) HAExplain(ctx context.Context, sid string) (api.HAExplanation, error) {
+	id, err := h.configured.resource(sid)
 	if err != nil {
 		return api.HAExplanation{}, err
 	}
-	all, err := h.HAResources(ctx)
+	all, err := h.configured.HAResources(ctx)
 	if err != nil {
 		return api.HAExplanation{}, err
 	}
@@ -245,7 +258,7 @@ func (h *haAPI) HAExplain(ctx context.Context, sid string) (api.HAExplanation, e
 		Nodes: []api.HAVerdict{}, Log: []api.HADecision{},
 	}
 	out.Protected = out.Node != "" && view.Protected[id].Node == out.Node
-	_, verdicts := ha.Look(h.node, h.params, view).Elsewhere(id)
+	_, verdicts := h.of(view).Elsewhere(id)
 	for _, v := range verdicts {
 		out.Nodes = append(out.Nodes, api.HAVerdict{Node: v.Node, OK: v.OK, Chosen: v.Chosen, Reason: v.Reason})
 	}

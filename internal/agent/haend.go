@@ -47,8 +47,12 @@ type ending struct {
 	// stop ends a guest's process.
 	stop func(ctx context.Context, id model.VMID, p *proc, logf func(string, ...any)) error
 
+	// noteFile is where an end that is under way is written down, for the next agent.
+	noteFile string
+
 	mu   sync.Mutex
 	upid string         // the task that ends the node, or has ended it; "" for none. guarded by mu
+	todo endNote        // what that has still to do, as it is in noteFile; guarded by mu
 	wg   sync.WaitGroup // the tasks too
 }
 
@@ -73,22 +77,25 @@ const (
 
 // EndNode ends this node in order, and then the machine. It returns when that has begun.
 func (e *ending) EndNode(ctx context.Context, reboot bool) error {
-	upid, err := e.begin(reboot)
-	if err != nil {
-		return err
-	}
-	e.wg.Go(func() { e.finish(upid, reboot) })
-	return nil
+	_, err := e.begin(endNote{Ends: endOf(reboot), Machine: true})
+	return err
 }
 
 // DrainNode ends this node in order and returns when the machine may go down, which the caller sees to. A second call waits for
 // what the first has begun.
 func (e *ending) DrainNode(ctx context.Context, reboot bool) error {
-	upid, err := e.begin(reboot)
+	upid, err := e.begin(endNote{Ends: endOf(reboot)})
 	if err != nil {
 		return err
 	}
 	return e.tasks.Wait(ctx, upid)
+}
+
+func endOf(reboot bool) ha.NodeEnd {
+	if reboot {
+		return ha.EndsReboot
+	}
+	return ha.EndsShutdown
 }
 
 // finish brings the machine down when the node is through with its end. If the end was taken back the task has seen to that.
@@ -97,34 +104,56 @@ func (e *ending) finish(upid string, reboot bool) {
 		e.log.Info("the machine stays up: its node did not end", "reboot", reboot, "err", err)
 		return
 	}
-	if err := e.power(e.ctx, reboot); err != nil && e.ctx.Err() == nil {
+	err := e.power(e.ctx, reboot)
+	switch {
+	case err == nil:
+		e.told(upid)
+	case e.ctx.Err() == nil:
 		e.log.Error("the machine does not go down: its node serves again", "reboot", reboot, "err", err)
 		e.serveAgain(upid)
 	}
 }
 
-// begin starts the task, or finds the one that was started.
-func (e *ending) begin(reboot bool) (string, error) {
+// begin starts the task, or finds the one that was started, and has the machine go down after it if n says so.
+func (e *ending) begin(n endNote) (string, error) {
+	n.BootID = e.boot
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.upid != "" {
-		return e.upid, nil
+	if e.upid == "" {
+		if err := e.beginTask(n); err != nil {
+			return "", err
+		}
+	} else if n.Machine {
+		e.keep(n)
 	}
-	end, typ := ha.EndsShutdown, "nodeshutdown"
-	if reboot {
-		end, typ = ha.EndsReboot, "nodereboot"
+	if upid := e.upid; n.Machine {
+		e.wg.Go(func() { e.finish(upid, n.Ends == ha.EndsReboot) })
 	}
+	return e.upid, nil
+}
+
+// beginTask starts the task; e.mu is held.
+func (e *ending) beginTask(n endNote) error {
+	typ := "nodeshutdown"
+	if n.Ends == ha.EndsReboot {
+		typ = "nodereboot"
+	}
+	e.keep(n)
 	e.wg.Add(1)
 	upid, err := e.tasks.Start(typ, e.node, func(ctx context.Context, t *task.Task) error {
 		defer e.wg.Done()
-		return e.run(ctx, end, t)
+		if n.Again {
+			t.Logf("the agent was started anew while this node ended: the end goes on")
+		}
+		return e.run(ctx, n.Ends, t)
 	})
 	if err != nil {
 		e.wg.Done()
-		return "", err
+		e.strike()
+		return err
 	}
 	e.upid = upid
-	return upid, nil
+	return nil
 }
 
 // run is the task. It ends with the membership as it does with the agent: nobody's worker says any more when the node may go.
@@ -135,6 +164,7 @@ func (e *ending) run(ctx context.Context, end ha.NodeEnd, t *task.Task) error {
 	err := e.drain(ctx, end, t)
 	switch {
 	case err == nil:
+		e.drained(t.UPID())
 		e.wg.Go(func() { e.stand(t.UPID()) })
 	case errors.Is(context.Cause(ctx), move.ErrAbandoned):
 		return move.ErrAbandoned // the agent ends, and perhaps the machine with it
@@ -312,6 +342,7 @@ func (e *ending) serveAgain(upid string) {
 		return
 	}
 	e.upid = ""
+	e.strike()
 	e.starter.closed.Store(false)
 	e.closing(false)
 	e.live.Return()

@@ -122,23 +122,117 @@ func TestANodeWhoseMachineDoesNotGoDownServesAgain(t *testing.T) {
 	eventually(t, "the machine goes down", func() bool { return len(n.diary()) == 3 })
 }
 
-// The agent may be stopped with the machine while guests are still leaving; another life of it says what is so then.
-func TestAnAgentThatStopsWhileItsNodeEndsLeavesTheWordStanding(t *testing.T) {
-	n := newEndingNode(t)
-	defer n.occupy(100)()
-	must(t, n.m.ending.EndNode(t.Context(), false))
-	eventually(t, "the cluster knows", func() bool { return n.get(model.HANodePrefix+"n1") != "" })
+// nextAgent stops the agent while its node ends, and is what an agent that starts in the boot named has of that.
+func (n *endingNode) nextAgent(boot string) *ending {
+	n.t.Helper()
+	old := n.m.ending
 	n.a.tasks.Stop(move.ErrAbandoned)
-	n.m.ending.wait()
+	old.wait()
 	if n.get(model.HANodePrefix+"n1") == "" || n.live().Left || len(n.diary()) > 1 {
-		t.Errorf("it did %v, the word is %q, left %v", n.diary(), n.get(model.HANodePrefix+"n1"), n.live().Left)
+		n.t.Errorf("it did %v, the word is %q, left %v", n.diary(), n.get(model.HANodePrefix+"n1"), n.live().Left)
 	}
-	next := &ending{ctx: t.Context(), node: "n1", boot: n.m.ending.boot, st: n.st}
-	next.forget()
-	if got := n.get(model.HANodePrefix + "n1"); got != "" {
-		t.Errorf("a new life leaves %s", got)
+	tasks, err := task.Open(n.t.Context(), n.paths.tasks(), func() string { return "n1" }, n.a.log)
+	must(n.t, err)
+	n.m.arrivals.leaving.Store(false)
+	ctx, cancel := context.WithCancel(n.m.ctx)
+	next := &ending{
+		ctx: ctx, node: "n1", boot: boot, log: old.log, st: old.st, worker: old.worker, procs: old.procs, locks: old.locks, tasks: tasks,
+		starter: old.starter, live: old.live, closing: old.closing, kick: old.kick, power: old.power, stop: old.stop,
+		goesDown: old.goesDown, patience: old.patience, noteFile: old.noteFile,
 	}
-	next.forget() // nothing is there
+	n.t.Cleanup(func() { cancel(); tasks.Stop(move.ErrAbandoned); next.wait() })
+	return next
+}
+
+// interrupted begins an end with f and stops the agent when the cluster knows of it.
+func interrupted(t *testing.T, f func(*ending) error, boot string) (n *endingNode, next *ending, unlock func()) {
+	n = newEndingNode(t)
+	unlock = n.occupy(100)
+	must(t, f(n.m.ending))
+	eventually(t, "the cluster knows", func() bool { return n.get(model.HANodePrefix+"n1") != "" })
+	if boot == "" {
+		boot = n.a.boot
+	}
+	return n, n.nextAgent(boot), unlock
+}
+
+func TestAnEndGoesOnWhenItsAgentStartsAgain(t *testing.T) {
+	n, next, unlock := interrupted(t, func(e *ending) error { return e.EndNode(t.Context(), true) }, "")
+	next.goOn()
+	if next.isEnd("") || n.a.tasks == next.tasks {
+		t.Fatal("the end is forgotten")
+	}
+	unlock()
+	eventually(t, "the machine goes down", func() bool { d := n.diary(); return len(d) > 0 && d[len(d)-1] == "reboot" })
+	if !n.live().Left {
+		t.Error("the node has not left")
+	}
+	all, err := next.tasks.ListTasks(t.Context())
+	must(t, err)
+	if len(all) == 0 || all[0].Type != "nodereboot" || all[0].ExitStatus != "OK" {
+		t.Errorf("the tasks: %+v", all)
+	}
+	eventually(t, "nothing is left to be done", func() bool { left, err := readEndNote(next.noteFile); return err == nil && left == endNote{} })
+}
+
+// Whoever drains a node brings the machine down himself, and may have given up when the agent ended.
+func TestADrainGoesOnWhenItsAgentStartsAgainAndTheMachineStaysUp(t *testing.T) {
+	n, next, unlock := interrupted(t, func(e *ending) error {
+		_, err := e.begin(endNote{Ends: ha.EndsShutdown})
+		return err
+	}, "")
+	next.patience, next.goesDown = 100*time.Millisecond, func(context.Context) bool { return false }
+	left := make(chan struct{})
+	next.live = noticing{n.m.live, left}
+	next.goOn()
+	unlock()
+	<-left
+	eventually(t, "the node serves again", n.serves)
+	for _, what := range n.diary() {
+		if what != "stopped" {
+			t.Errorf("it did %v", n.diary())
+		}
+	}
+}
+
+// noticing tells that the node has left.
+type noticing struct {
+	leaver
+	left chan struct{}
+}
+
+func (l noticing) Leave(ctx context.Context) error {
+	defer close(l.left)
+	return l.leaver.Leave(ctx)
+}
+
+func TestAnEndOfAnotherBootIsForgotten(t *testing.T) {
+	n, next, unlock := interrupted(t, func(e *ending) error { return e.EndNode(t.Context(), false) }, "another boot")
+	unlock()
+	n.put(model.LivePrefix+"n7", string(mustJSON(model.Live{BootID: "another boot", Epoch: 3})))
+	n.put(model.HANodePrefix+"n7", n.get(model.HANodePrefix+"n1"))
+	next.node = "n7"
+	next.goOn()
+	eventually(t, "the word is forgotten", func() bool { return n.get(model.HANodePrefix+"n7") == "" })
+	if left, err := readEndNote(next.noteFile); err != nil || left != (endNote{}) || !next.isEnd("") {
+		t.Errorf("the note says %+v, %v", left, err)
+	}
+}
+
+// What was through with its end when the agent ended serves again, as does a node whose end was taken back.
+func TestAnEndThatIsOverDoesNotGoOn(t *testing.T) {
+	n := newEndingNode(t)
+	e := n.m.ending
+	must(t, e.DrainNode(t.Context(), false))
+	if left, err := readEndNote(e.noteFile); err != nil || left != (endNote{}) {
+		t.Errorf("after the drain it says %+v, %v", left, err)
+	}
+	n.power = errors.New("systemd is in trouble")
+	must(t, e.EndNode(t.Context(), true)) // whose drain is done already
+	eventually(t, "the node serves again", n.serves)
+	if left, err := readEndNote(e.noteFile); err != nil || left != (endNote{}) {
+		t.Errorf("after it was taken back it says %+v, %v", left, err)
+	}
 }
 
 // occupy locks a guest as a migration does, when HA is through with it.
@@ -188,7 +282,7 @@ func TestTheWordOfAnEndThatHasBegunIsNotTakenForAnOldOne(t *testing.T) {
 	n.st.setQuorum(false)
 	var wg sync.WaitGroup
 	wg.Go(n.m.ending.forget)
-	upid, err := n.m.ending.begin(true)
+	upid, err := n.m.ending.begin(endNote{Ends: ha.EndsReboot})
 	must(t, err)
 	n.st.setQuorum(true)
 	wg.Wait()
@@ -240,7 +334,7 @@ func TestAnEndThatWasCancelledIsTakenBackOnce(t *testing.T) {
 	first := e.upid
 	must(t, n.a.tasks.CancelTask(t.Context(), first))
 	eventually(t, "the node serves again", func() bool { return e.isEnd("") && n.serves() })
-	second, err := e.begin(false)
+	second, err := e.begin(endNote{Ends: ha.EndsShutdown})
 	must(t, err)
 	eventually(t, "it has begun", n.m.arrivals.leaving.Load)
 	e.serveAgain(first) // a late word about the first

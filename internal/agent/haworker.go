@@ -15,7 +15,7 @@ import (
 	"sauh.dev/sauh/internal/store"
 )
 
-// shutdownPatience is how long an HA resource that is asked to stop has before it is stopped hard.
+// shutdownPatience is how long a guest that is asked to shut down has if nobody says otherwise.
 const shutdownPatience = time.Minute
 
 // haWorker is the shell of ha.Worker: it shows it this node's guests and does with them what it says.
@@ -37,6 +37,8 @@ type haWorker struct {
 	book    *rulebook
 	params  ha.Params
 	kicked  <-chan struct{} // has an element after something of this node changed
+	// found raises the alarm about a QEMU, started then, that runs a guest of owner's here.
+	found func(id model.VMID, owner string, started time.Time)
 
 	mu    sync.Mutex
 	leave leave // guarded by mu
@@ -132,7 +134,7 @@ func (w *haWorker) view() ha.LocalView {
 	groups := w.guard.Guarded()
 	for id, p := range w.procs.list() {
 		is := p.health()
-		hp := ha.Process{Guarded: groups[id.String()], Answers: is.Answers, Sick: ha.Sickness(is.Sick)}
+		hp := ha.Process{Guarded: groups[id.String()], Answers: is.Answers, Sick: is.Sick}
 		if p.incoming.Load() {
 			hp.State = ha.ProcessIncoming
 		}
@@ -260,11 +262,7 @@ func (p *proc) stop(ctx context.Context, a ha.Stop, logf func(string, ...any)) e
 	if a.Hard {
 		return p.endNow(ctx)
 	}
-	patience := shutdownPatience
-	if a.Timeout > 0 {
-		patience = a.Timeout
-	}
-	err := p.shutdown(ctx, patience)
+	err := p.shutdown(ctx, a.Timeout)
 	if err == nil {
 		return nil
 	}
@@ -351,8 +349,35 @@ func (w *haWorker) doDiscard(ctx context.Context, a ha.Discard) error {
 	if intent.Revision != 0 || mine && !(a.Incoming && p.incoming.Load()) {
 		return store.ErrConflict
 	}
+	if !mine {
+		w.judgeStray(ctx, a.VMID, p)
+	}
 	if err := p.Kill(ctx); err != nil {
 		return err
 	}
 	return p.waitCleaned(ctx)
+}
+
+// strayLimit bounds the question to a QEMU that is to be killed.
+const strayLimit = 500 * time.Millisecond
+
+// judgeStray raises the alarm about a QEMU that is to be killed if it runs a guest that its owner may have run at the same time. What is
+// frozen, waits for a migration or has migrated away has not; and an owner waits while the guest's record names this node.
+func (w *haWorker) judgeStray(ctx context.Context, id model.VMID, p *proc) {
+	f, err := w.files.owner(id)
+	if err != nil || f.node == w.node || p.incoming.Load() || w.procs.frozen(id) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, strayLimit)
+	defer cancel()
+	if held, err := mirror.Read[model.Protected](ctx, w.st, model.ProtectedPrefix+id.String()); err == nil && held.Value.Node == w.node {
+		return
+	}
+	s, err := p.Status(ctx)
+	switch {
+	case err != nil:
+		w.log.Warn("a guest's QEMU is killed that does not say whether it ran, and is not frozen", "vmid", id, "owner", f.node, "err", err)
+	case s.Status == "running":
+		w.found(id, f.node, p.Facts().Started)
+	}
 }

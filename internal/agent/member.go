@@ -164,17 +164,29 @@ func (m *member) wire(a *Agent, st memberStore, times lease.Params) {
 	m.answer(others, seen)
 	leaving := &departures{
 		moving: both, files: files, roster: m.roster, quorate: quorate, live: m.live, tasks: tasks, starter: m.starter, peers: others,
+		allowed: res.notFrozen,
 	}
 	m.wireHA(a, files, tasks, leaving, times)
-	asked := &haAPI{
-		resources: res, node: node, params: m.manager.params, view: m.manager.view, fencing: m.fencing, beacons: m.beacons,
-		end: m.ending.EndNode, drain: m.ending.DrainNode,
-	}
 	m.roles = api.Backend{
-		Cluster: a, Tasks: a.tasks, Storages: stores, HA: asked, Alarms: m.beacons, Rules: asked, Control: asked, Fencing: asked, Options: asked, Peers: others, ReadOnly: m.membership.standing,
-		Guests: guests{seen, m.operations, leaving},
+		Cluster: a, Tasks: a.tasks, Storages: stores, Peers: others, ReadOnly: m.membership.standing, Guests: guests{seen, m.operations, leaving},
 	}
+	m.offerHA(res)
 	m.handler = api.NewServer(m.roles, api.Options{Logger: log})
+}
+
+// offerHA makes what a person may see and change of HA.
+func (m *member) offerHA(res *resources) {
+	st, mirror, roster, seen := m.st, m.mirror, m.roster, sight{m.name, m.manager.params, m.manager.view}
+	rules := &haRules{st: st, mirror: mirror, roster: roster, known: res.known}
+	fencing := &haFencing{st: st, mirror: mirror, roster: roster, drivers: m.fencing}
+	configured := &haResources{resources: res, purge: rules.purgeRules}
+	m.roles.HA = haView{configured, &haStatus{
+		sight: seen, mirror: mirror, roster: roster, live: m.live, quorate: st.Quorate, beacons: m.beacons, configured: configured, methods: fencing.methodsOf,
+	}}
+	m.roles.Rules, m.roles.Fencing, m.roles.Alarms = rules, fencing, m.beacons
+	m.roles.Services = &haServices{res, seen}
+	m.roles.Nodes = &haNodes{st: st, roster: roster, end: m.ending.EndNode, drain: m.ending.DrainNode}
+	m.roles.Options = &haOptions{st: st, mirror: mirror}
 }
 
 // wireHA makes what minds the HA resources.
@@ -188,6 +200,7 @@ func (m *member) wireHA(a *Agent, files guestFiles, tasks guestTasks, moves *dep
 	m.health = newNodeHealth(&nodeHealth{
 		node: node, log: log, st: m.st, mirror: m.mirror, live: m.live, clock: sys.BootTime, bridge: a.cfg.Bridge, run: filepath.Join(a.opts.Paths.Run, "probe"),
 		command: a.opts.Probe, mark: m.starter.pillName(node), held: m.held(tasks.locks), kick: m.kick,
+		notes: panicNotes{a.opts.Paths.qemuRun()},
 	})
 	m.procs.watch = m.health.guest
 	m.load = &nodeLoad{
@@ -202,12 +215,13 @@ func (m *member) wireHA(a *Agent, files guestFiles, tasks guestTasks, moves *dep
 	m.worker = &haWorker{
 		node: node, boot: a.boot, log: log, st: m.st, quorate: quorate, mirror: m.mirror, files: files, lease: m.live, guard: m.live,
 		procs: m.procs, locks: tasks.locks, tasks: a.tasks, starter: m.starter, moves: moves, book: m.book, params: params, kicked: m.kicked,
+		found: m.beacons.found,
 	}
 	m.operations.awaits = m.worker.awaits
 	m.ending = &ending{
 		ctx: m.ctx, node: node, boot: a.boot, log: log, st: m.st, worker: m.worker, procs: m.procs, locks: tasks.locks, tasks: a.tasks,
 		starter: m.starter, live: m.live, closing: m.arrivals.leaving.Store, kick: m.kick, power: endMachine, stop: stopGuest,
-		goesDown: machineGoesDown, patience: standPatience,
+		goesDown: machineGoesDown, patience: standPatience, noteFile: a.opts.Paths.ending(),
 	}
 }
 
@@ -353,6 +367,7 @@ func (a *Agent) activate(m *member) error {
 		return err
 	}
 	m.arrivals.resolveInterrupted(m.ctx)
+	m.ending.goOn() // before the worker: an end that goes on starts no guest
 	m.wg.Go(func() { m.live.Run(m.ctx) })
 	m.wg.Go(func() { m.manager.run(m.ctx) })
 	m.wg.Go(func() { m.manager.keepReadable(m.ctx) })
@@ -361,7 +376,6 @@ func (a *Agent) activate(m *member) error {
 	m.wg.Go(func() { m.fencing.run(m.ctx) })
 	m.wg.Go(func() { m.health.start(m.ctx) })
 	m.wg.Go(func() { m.load.start(m.ctx) })
-	m.wg.Go(m.ending.forget)
 	m.beacons.start(m.ctx, a.boot, a.opts.Paths.State, m.addresses)
 	m.wg.Go(func() { m.publishSelf(m.ctx, a.opts.Version.Version, a.host) })
 	m.wg.Go(func() { m.operations.startOnBoot(m.ctx) })

@@ -71,6 +71,8 @@ type departures struct {
 	tasks   guestTasks
 	starter *starter
 	peers   *peers
+	// allowed says why a person may not move a guest.
+	allowed func(node string, id model.VMID) error
 }
 
 // movePeer is a target's agent, seen from here.
@@ -92,6 +94,9 @@ func (p movePeer) Abort(ctx context.Context, r move.AbortRequest) error {
 
 // Migrate implements api.Guests.
 func (d *departures) Migrate(ctx context.Context, id model.VMID, target string, online bool) (string, error) {
+	if err := d.allowed(d.node, id); err != nil {
+		return "", err
+	}
 	return d.migrate(ctx, id, target, online, func(context.Context, *task.Task) error { return nil })
 }
 

@@ -35,6 +35,7 @@ type nodeHealth struct {
 	held  func(model.VMID) string
 	kick  func()
 	watch *health.Node
+	notes panicNotes
 	state func() health.State // watch's
 	clock func() time.Duration
 	alone time.Duration // when it was last seen that this node could not reach the cluster, on clock
@@ -150,11 +151,14 @@ func (h *nodeHealth) publish(ctx context.Context, sure bool) {
 // guest watches one guest until ctx is done or its process ended.
 func (h *nodeHealth) guest(ctx context.Context, id model.VMID, p *proc) {
 	g := health.Guest{
-		Params: corehealth.DefaultParams(), QEMU: p.Process, Held: func() string { return h.held(id) },
+		Params: corehealth.DefaultParams(), QEMU: remembering{p.Process, h.notes.has(id, p.Facts())}, Held: func() string { return h.held(id) },
 		Changed: func(c corehealth.Condition) {
 			p.condition.Store(&c)
 			if c.Sick != corehealth.Well {
 				h.log.Warn("a guest is sick", "vmid", id, "sick", c.Sick, "why", c.Reason)
+			}
+			if err := h.notes.set(id, p.Facts(), c.Sick == corehealth.SickPanicked); err != nil {
+				h.log.Warn("the next agent may not know whether a guest has panicked", "vmid", id, "err", err)
 			}
 			h.kick()
 		},
@@ -169,4 +173,7 @@ func (h *nodeHealth) guest(ctx context.Context, id model.VMID, p *proc) {
 		g.Agent = qga.Open(p.Spec().AgentSocket())
 	}
 	g.Run(ctx)
+	if !p.Running() {
+		_ = h.notes.set(id, p.Facts(), false) // what stays behind is about a process that is no more
+	}
 }

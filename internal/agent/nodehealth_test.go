@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -10,6 +11,8 @@ import (
 	corehealth "sauh.dev/sauh/internal/core/health"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/health"
+	"sauh.dev/sauh/internal/qemu"
+	"sauh.dev/sauh/internal/qmp/qmptest"
 )
 
 // feel makes the node's health what a test wants.
@@ -78,6 +81,52 @@ func TestTheWorkerSeesWhatIsWrongWithAGuest(t *testing.T) {
 	want := ha.Process{Answers: true, Sick: ha.SickSilent}
 	if diff := cmp.Diff(want, n.m.worker.view().Processes[100]); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// watched is what an agent that watches the guest's process from now on thinks of it. stop has it stop.
+func (n *node) watched(id model.VMID) (p *proc, stop func()) {
+	n.t.Helper()
+	q, err := qemu.Adopt(n.t.Context(), n.paths.qemuRun(), id)
+	must(n.t, err)
+	p = newProc(q, false)
+	ctx, cancel := context.WithCancel(n.t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); n.m.health.guest(ctx, id, p) }()
+	return p, func() { cancel(); <-done; _ = q.Close() }
+}
+
+// QEMU tells of a panic once, and the guest goes on "running".
+func TestAPanicIsKnownToTheNextAgentUntilTheGuestIsReset(t *testing.T) {
+	n, _, _ := startNode(t)
+	n.m.procs.watch = nil
+	n.runsAs(aRunningGuest())
+	room := qmptest.NewRoom()
+	t.Cleanup(room.Close)
+	q := room.Start("n1")
+	must(t, q.Listen(t.Context(), n.m.procs.get(100).Spec().QMPSocket()))
+
+	p, stop := n.watched(100)
+	sick := func(want corehealth.Sickness) func() bool { return func() bool { return p.health().Sick == want } }
+	eventually(t, "it is seen that the guest has panicked", func() bool {
+		q.Event("GUEST_PANICKED", map[string]string{"action": "run"})
+		return sick(corehealth.SickPanicked)()
+	})
+	stop()
+	p, stop = n.watched(100)
+	eventually(t, "the next agent knows that it has panicked", sick(corehealth.SickPanicked))
+	eventually(t, "it is seen that the guest was reset", func() bool {
+		q.Event("RESET", map[string]any{"guest": false, "reason": "host-qmp-system-reset"})
+		return sick(corehealth.Well)()
+	})
+	stop()
+	if n.m.health.notes.has(100, p.Facts()) {
+		t.Error("the note outlives the reset")
+	}
+
+	must(t, n.m.health.notes.set(100, qemu.Facts{PID: 1, StartTicks: 7, BootID: n.a.boot}, true))
+	if n.m.health.notes.has(100, p.Facts()) {
+		t.Error("a new process is as sick as the one before")
 	}
 }
 

@@ -208,7 +208,8 @@ type Backend struct {
 	HA       HA
 	Alarms   HAAlarms
 	Rules    HARules
-	Control  HAControl
+	Services HAServices
+	Nodes    HANodes
 	Fencing  HAFencing
 	Options  DatacenterOptions
 	Peers    Peers

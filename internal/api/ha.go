@@ -270,7 +270,7 @@ func (s *server) haMove(kind string) handler {
 		if _, err := s.haResource(ctx, sid); err != nil {
 			return nil, err
 		}
-		m, err := s.b.Control.Move(ctx, sid, kind, c.args["node"])
+		m, err := s.b.Services.Move(ctx, sid, kind, c.args["node"])
 		if errors.Is(err, model.ErrNotFound) {
 			return nil, notFoundf("no such cluster node '%s'", c.args["node"])
 		}

@@ -157,6 +157,7 @@ PUT /sauh/ha/fence config=x&digest=0123456789012345678901234567890123456789
 PUT /sauh/ha/fence
 GET /sauh/ha/fence/methods
 PUT /sauh/ha/fence/methods/n2-bmc type=redfish&address=10.0.0.1&password-file=priv/fence/n2&delete=uuid
+PUT /sauh/ha/fence/methods/n2-bmc type=redfish&address=10.0.0.1&secret=hush
 PUT /sauh/ha/fence/methods/n2-bmc type=apc
 PUT /sauh/ha/fence/methods/n2-bmc delete=bogus
 PUT /sauh/ha/fence/methods/n2-bmc password=secret

@@ -6,7 +6,7 @@ import (
 )
 
 // What the server needs of high availability, one interface a noun. All of it concerns the whole cluster, except
-// HAControl.EndNode and what HAFencing asks of a BMC, which this node does itself.
+// HANodes.EndNode and what HAFencing asks of a BMC, which this node does itself.
 
 // Section is one entry of a configuration file such as ha/rules.cfg, as it stands there.
 type Section struct {
@@ -248,12 +248,16 @@ type HADisarm struct {
 	For  time.Duration // whole seconds; 0 is until it is armed again
 }
 
-// HAControl is what a person wants done.
-type HAControl interface {
+// HAServices is what a person wants done with guests.
+type HAServices interface {
 	// Move asks that a guest go to node: while it runs (kind "migrate") or by a stop and a start ("relocate").
 	Move(ctx context.Context, sid, kind, node string) (HAMove, error)
 	// StopService asks that a guest be stopped and stay so; after timeout it is stopped hard.
 	StopService(ctx context.Context, sid string, timeout time.Duration) error
+}
+
+// HANodes is what a person wants of nodes, and of the cluster.
+type HANodes interface {
 	Maintenance(ctx context.Context, node string, on bool) error
 	Disarm(ctx context.Context, d HADisarm) error
 	// Arm ends it, of one node or, with "", of the cluster.
@@ -277,8 +281,9 @@ type HAFencing interface {
 	FenceFile(ctx context.Context) (HAFenceFile, error)
 	// SetFenceFile replaces the file; digest as in Edit.
 	SetFenceFile(ctx context.Context, text, digest string) error
-	// SetFenceMethod changes one section, or makes it where Section.Type is set and there is none.
-	SetFenceMethod(ctx context.Context, s Section, e Edit) error
+	// SetFenceMethod changes one section, or makes it where Section.Type is set and there is none. A secret that is not "" becomes its password in the
+	// same transaction, in priv/fence/<id>; if either is refused both are as they were.
+	SetFenceMethod(ctx context.Context, s Section, e Edit, secret string) error
 	RemoveFenceMethod(ctx context.Context, id string) error
 	// SetFenceSecret writes a password to priv/fence/<name>; "" deletes it. Nobody can read it back.
 	SetFenceSecret(ctx context.Context, name, secret string) error

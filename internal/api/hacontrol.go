@@ -15,14 +15,14 @@ func (s *server) haControlRoutes() []route {
 	modes := []string{"freeze", "ignore"}
 	disarm := integer("for", 1, int64(maxDisarm/time.Second))
 	return []route{
-		here("POST /cluster/ha/status/arm-ha", func(ctx context.Context, _ *call) (any, error) { return nil, s.b.Control.Arm(ctx, "") }),
+		here("POST /cluster/ha/status/arm-ha", func(ctx context.Context, _ *call) (any, error) { return nil, s.b.Nodes.Arm(ctx, "") }),
 		here("POST /cluster/ha/status/disarm-ha", s.haDisarm, required(oneOf("resource-mode", modes...)), disarm),
 		here("POST /sauh/ha/resources/{sid}/stop", s.haStop, required(integer("timeout", 0, int64(maxStop/time.Second)))),
 		here("PUT /sauh/ha/nodes/{node}/maintenance", s.haMaintenance(true)),
 		here("DELETE /sauh/ha/nodes/{node}/maintenance", s.haMaintenance(false)),
 		here("PUT /sauh/ha/nodes/{node}/disarm", s.haDisarm, required(oneOf("resource-mode", modes...)), disarm),
 		here("DELETE /sauh/ha/nodes/{node}/disarm", func(ctx context.Context, c *call) (any, error) {
-			return nil, s.b.Control.Arm(ctx, s.named(c))
+			return nil, s.b.Nodes.Arm(ctx, s.named(c))
 		}),
 		here("PUT /sauh/ha/nodes/{node}/labels", s.haLabel, text("rack"), text("site")),
 		onNode("POST /nodes/{node}/status", s.nodeCommand, required(oneOf("command", "reboot", "shutdown"))),
@@ -39,7 +39,7 @@ func (s *server) named(c *call) string {
 }
 
 func (s *server) haDisarm(ctx context.Context, c *call) (any, error) {
-	return nil, s.b.Control.Disarm(ctx, HADisarm{
+	return nil, s.b.Nodes.Disarm(ctx, HADisarm{
 		Mode: c.args["resource-mode"], Node: s.named(c), For: time.Duration(c.args.int("for", 0)) * time.Second,
 	})
 }
@@ -51,12 +51,12 @@ func (s *server) haStop(ctx context.Context, c *call) (any, error) {
 		return nil, err
 	}
 	timeout := time.Duration(c.args.int("timeout", 0)) * time.Second
-	return nil, resourceError(sid, s.b.Control.StopService(ctx, sid, timeout))
+	return nil, resourceError(sid, s.b.Services.StopService(ctx, sid, timeout))
 }
 
 func (s *server) haMaintenance(on bool) handler {
 	return func(ctx context.Context, c *call) (any, error) {
-		return nil, s.b.Control.Maintenance(ctx, s.named(c), on)
+		return nil, s.b.Nodes.Maintenance(ctx, s.named(c), on)
 	}
 }
 
@@ -68,14 +68,14 @@ func (s *server) haLabel(ctx context.Context, c *call) (any, error) {
 	if v, ok := c.args["site"]; ok {
 		site = &v
 	}
-	return nil, s.b.Control.Label(ctx, s.named(c), rack, site)
+	return nil, s.b.Nodes.Label(ctx, s.named(c), rack, site)
 }
 
 func (s *server) nodeCommand(ctx context.Context, c *call) (any, error) {
-	return nil, s.b.Control.EndNode(ctx, c.args["command"] == "reboot")
+	return nil, s.b.Nodes.EndNode(ctx, c.args["command"] == "reboot")
 }
 
 // drain answers when this node's machine may go down, which may take as long as its guests' moves.
 func (s *server) drain(ctx context.Context, c *call) (any, error) {
-	return nil, s.b.Control.DrainNode(ctx, c.args.bool("reboot"))
+	return nil, s.b.Nodes.DrainNode(ctx, c.args.bool("reboot"))
 }

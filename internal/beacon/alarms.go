@@ -60,6 +60,14 @@ func (b *Beacon) Acknowledge(id string) error {
 	return nil
 }
 
+// Found raises the alarm that this node came upon a QEMU that runs a guest of another's; the caller ends it.
+func (b *Beacon) Found(f core.Found) {
+	b.mu.Lock()
+	raised := b.detector.Step(sys.BootTime(), f)
+	b.mu.Unlock()
+	b.raise(raised)
+}
+
 // raise keeps new alarms and tells of them.
 func (b *Beacon) raise(raised []core.Alarm) {
 	if len(raised) == 0 {

@@ -205,6 +205,22 @@ func TestADoubleRunIsToldKeptAndAcknowledged(t *testing.T) {
 	}
 }
 
+func TestWhatWasFoundIsToldAndKept(t *testing.T) {
+	n := cluster(t, 2)[0]
+	n.start(t)
+	n.Found(core.Found{VMID: 100, Owner: "n2", Epoch: 3, Since: sys.BootTime()})
+	told := n.told()
+	if len(told) != 1 || !told[0].Found || told[0].At.IsZero() {
+		t.Fatalf("told %+v", told)
+	}
+	n.stop()
+	n.alarms = nil
+	n.start(t)
+	if again := n.told(); len(again) != 1 || again[0].ID != told[0].ID || !again[0].Found {
+		t.Errorf("after a restart %+v", again)
+	}
+}
+
 func TestAnAlarmThatCannotBeWrittenStays(t *testing.T) {
 	nodes := cluster(t, 2)
 	n1 := nodes[0]

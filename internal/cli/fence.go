@@ -100,13 +100,8 @@ func (m *Main) fenceSet() *cobra.Command {
 		if len(e.Set)+len(e.Delete) == 0 {
 			return usageError(cmd, "nothing to change: give KEY=VALUE, --delete or --password-stdin")
 		}
-		if err := c.SetFenceMethod(ctx, args[0], args[1], e); err != nil {
-			return err // the password is as it was
-		}
-		if stdin {
-			if err := c.SetFenceSecret(ctx, args[1], secret); err != nil {
-				return fmt.Errorf("%s is configured, and its password is not changed: %w", args[1], err)
-			}
+		if err := c.SetFenceMethodSecret(ctx, args[0], args[1], e, secret); err != nil {
+			return err // the method and its password are as they were
 		}
 		m.say("%s: %s is configured; try it with 'sauh ha fence test %s'", args[0], args[1], orWord(e.Set["node"], "NODE"))
 		return nil

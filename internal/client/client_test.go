@@ -248,6 +248,7 @@ func TestHAArrivesUnchangedInBothDirections(t *testing.T) {
 		c.NodeLabel(ctx, "n2", &rack, nil), c.NodeCommand(ctx, "n1", "reboot"), c.HAStop(ctx, "vm:100", 0),
 		c.HADisarm(ctx, api.HADisarm{Mode: "ignore", Node: "n2", For: time.Minute}), c.HAArm(ctx, ""), c.SetFenceFile(ctx, "", ""),
 		c.SetFenceSecret(ctx, "b", "a & b"), c.SetFenceSecret(ctx, "b", ""), c.Drain(ctx, true),
+		c.SetFenceMethodSecret(ctx, "ipmi", "b", api.Edit{Set: map[string]string{"user": "u"}}, "a & b"),
 	} {
 		if err != nil {
 			t.Errorf("call %d: %v", i, err)
@@ -256,7 +257,7 @@ func TestHAArrivesUnchangedInBothDirections(t *testing.T) {
 	calls := []string{
 		"Control.Move vm:100 relocate n2", "Control.Label n2 rack '' site -", "Control.EndNode reboot true", "Control.StopService vm:100 0s",
 		`Control.Disarm "n2" ignore for 1m0s`, `Control.Arm ""`, `Fencing.SetFenceFile ""`, `Fencing.SetFenceSecret b "a & b"`,
-		`Fencing.SetFenceSecret b ""`, "Control.DrainNode reboot true",
+		`Fencing.SetFenceSecret b ""`, "Control.DrainNode reboot true", `Fencing.SetFenceMethod ipmi b user=u delete  secret "a & b"`,
 	}
 	same("calls", calls, f.Calls(), nil)
 }

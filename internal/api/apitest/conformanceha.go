@@ -65,9 +65,9 @@ func testNoResource(t *testing.T, w World) {
 	kindIs(t, "HARemove", b.HA.HARemove(ctx, sid, false), model.ErrNotFound)
 	_, err := b.HA.HAExplain(ctx, sid)
 	kindIs(t, "HAExplain", err, model.ErrNotFound)
-	_, err = b.Control.Move(ctx, sid, "migrate", w.Member)
+	_, err = b.Services.Move(ctx, sid, "migrate", w.Member)
 	kindIs(t, "Move", err, model.ErrNotFound)
-	kindIs(t, "StopService", b.Control.StopService(ctx, sid, time.Second), model.ErrNotFound)
+	kindIs(t, "StopService", b.Services.StopService(ctx, sid, time.Second), model.ErrNotFound)
 	kindIs(t, "AcknowledgeAlarms", ignoreUnavailable(b.Alarms.AcknowledgeAlarms(ctx, sid)), model.ErrNotFound)
 }
 
@@ -109,9 +109,9 @@ func testRules(t *testing.T, w World) {
 
 func testControl(t *testing.T, w World) {
 	sid := protect(t, w)
-	c, ctx := w.Backend.Control, t.Context()
+	c, ctx := w.Backend.Nodes, t.Context()
 	rack := "r1"
-	_, err := c.Move(ctx, sid, "migrate", "stranger")
+	_, err := w.Backend.Services.Move(ctx, sid, "migrate", "stranger")
 	kindIs(t, "Move", err, model.ErrNotFound)
 	kindIs(t, "Maintenance", c.Maintenance(ctx, "stranger", true), model.ErrNotFound)
 	kindIs(t, "Disarm", c.Disarm(ctx, api.HADisarm{Mode: "freeze", Node: "stranger"}), model.ErrNotFound)
@@ -127,7 +127,8 @@ func testControl(t *testing.T, w World) {
 	noError(t, "Arm", c.Arm(ctx, ""))
 	noError(t, "Arm again", c.Arm(ctx, ""))
 	noError(t, "Label", c.Label(ctx, w.Member, &rack, nil))
-	noError(t, "StopService", c.StopService(ctx, sid, 0))
+	w.settle() // nothing is stopped while HA is disarmed
+	noError(t, "StopService", w.Backend.Services.StopService(ctx, sid, 0))
 	plan, err := w.Backend.HA.HAWhatIf(ctx, []string{w.Member})
 	noError(t, "HAWhatIf", err)
 	if !slices.Equal(plan.Lost, []string{w.Member}) || plan.Moves == nil || plan.Down == nil {
@@ -149,7 +150,8 @@ func testFencing(t *testing.T, w World) {
 		t.Errorf("%+v", got)
 	}
 	noError(t, "SetFenceSecret", b.SetFenceSecret(ctx, "bmc", "hush"))
-	noError(t, "SetFenceMethod", b.SetFenceMethod(ctx, api.Section{ID: "bmc"}, api.Edit{Set: map[string]string{"timeout": "20"}}))
+	noError(t, "SetFenceMethod", b.SetFenceMethod(ctx, api.Section{ID: "bmc"}, api.Edit{Set: map[string]string{"timeout": "20"}}, ""))
+	noError(t, "SetFenceMethod with a secret", b.SetFenceMethod(ctx, api.Section{ID: "bmc"}, api.Edit{}, "hush too"))
 	kindIs(t, "RemoveFenceMethod", b.RemoveFenceMethod(ctx, "none"), model.ErrNotFound)
 	noError(t, "RemoveFenceMethod", b.RemoveFenceMethod(ctx, "bmc"))
 	_, err = b.FenceMethods(ctx)

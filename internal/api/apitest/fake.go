@@ -119,7 +119,7 @@ func New() *Fake {
 func (f *Fake) Backend() api.Backend {
 	return api.Backend{
 		Cluster: clusterRole{f}, Guests: guestsRole{f}, Tasks: tasksRole{f}, Storages: storagesRole{f}, Peers: peersRole{f},
-		HA: haRole{f}, Alarms: alarmsRole{f}, Rules: rulesRole{f}, Control: controlRole{f}, Fencing: fencingRole{f}, Options: optionsRole{f},
+		HA: haRole{f}, Alarms: alarmsRole{f}, Rules: rulesRole{f}, Services: controlRole{f}, Nodes: controlRole{f}, Fencing: fencingRole{f}, Options: optionsRole{f},
 	}
 }
 

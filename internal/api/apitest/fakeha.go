@@ -327,9 +327,12 @@ func (r fencingRole) SetFenceFile(_ context.Context, text, d string) error {
 	return nil
 }
 
-func (r fencingRole) SetFenceMethod(_ context.Context, s api.Section, e api.Edit) error {
+func (r fencingRole) SetFenceMethod(_ context.Context, s api.Section, e api.Edit, secret string) error {
 	if err := checkDigest(e.Digest); err != nil {
 		return err
+	}
+	if secret != "" {
+		return r.f.call("Fencing.SetFenceMethod", "%s %s %s secret %q", s.Type, s.ID, edit(e), secret)
 	}
 	return r.f.call("Fencing.SetFenceMethod", "%s %s %s", s.Type, s.ID, edit(e))
 }

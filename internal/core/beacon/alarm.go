@@ -21,6 +21,8 @@ type Alarm struct {
 	Last   time.Duration `json:"last"`
 	// Evidence is all of it as a sentence, as of Last.
 	Evidence string `json:"evidence"`
+	// Found: the first of Runs was come upon and ended, and of the second nothing is known but that the guest is that node's. Overlap is 0.
+	Found bool `json:"found,omitempty"`
 }
 
 // Run is one of the two runs of an Alarm.
@@ -49,6 +51,10 @@ func (a *Alarm) pair() pair { return pairOf(a.VMID, a.Runs[0].Node, a.Runs[1].No
 
 // String says what happened and what to do.
 func (a *Alarm) String() string {
+	if a.Found {
+		return fmt.Sprintf("guest %d ran on %s although it is %s's, so it may have run on both at the same time: check its disks, then acknowledge alarm %s (%s)",
+			a.VMID, a.Runs[0].Node, a.Runs[1].Node, a.ID, a.Evidence)
+	}
 	return fmt.Sprintf("guest %d ran on %s and %s at the same time: stop it on one of them at once, check its disks, then acknowledge alarm %s (%s)",
 		a.VMID, a.Runs[0].Node, a.Runs[1].Node, a.ID, a.Evidence)
 }

@@ -10,7 +10,7 @@ import (
 	"sauh.dev/sauh/internal/core/model"
 )
 
-// Event is Look, Datagram, Members or Acknowledge.
+// Event is Look, Datagram, Members, Acknowledge or Found.
 type Event interface{ isEvent() }
 
 // Look is a look at this node's own guests: all claims of its Recorder. It comes each SampleEvery, and is the clock by
@@ -29,10 +29,21 @@ type Members struct{ Names []string }
 // Acknowledge ends an alarm: a person has seen it. If the guest runs twice after that, there is a new one.
 type Acknowledge struct{ ID string }
 
+// Found says that this node came upon a QEMU that runs a guest of Owner's, and ends it. That is an alarm by itself: it is ended before
+// enough looks have seen it, and what it did before the first of them nobody has claimed.
+type Found struct {
+	VMID  model.VMID
+	Owner string
+	// Epoch is this node's. Since is when the process was started, on this node's clock.
+	Epoch uint64
+	Since time.Duration
+}
+
 func (Look) isEvent()        {}
 func (Datagram) isEvent()    {}
 func (Members) isEvent()     {}
 func (Acknowledge) isEvent() {}
+func (Found) isEvent()       {}
 
 // Counters count what became of datagrams. They only rise.
 type Counters struct {
@@ -124,7 +135,7 @@ func NewDetector(now time.Duration, self, boot string, alarms []Alarm) *Detector
 	return d
 }
 
-// Step takes an event in and returns the alarms that it raises, which only a Look does. An overlap that goes on under an alarm that is not
+// Step takes an event in and returns the alarms that it raises, which only a Look and a Found do. An overlap that goes on under an alarm that is not
 // acknowledged raises none, but renews that one's evidence. now never goes back.
 func (d *Detector) Step(now time.Duration, ev Event) []Alarm {
 	switch ev := ev.(type) {
@@ -134,6 +145,8 @@ func (d *Detector) Step(now time.Duration, ev Event) []Alarm {
 		d.receive(now, ev.Network, ev.Message)
 	case Members:
 		d.setMembers(now, ev.Names)
+	case Found:
+		return d.found(now, ev)
 	case Acknowledge:
 		for p, a := range d.alarms {
 			if a.ID == ev.ID {
@@ -414,7 +427,7 @@ func (d *Detector) confirm(now time.Duration) []Alarm {
 		if !ok {
 			continue
 		}
-		a.ID = fmt.Sprintf("%d-%s-%s-%d", key.vmid, key.a, key.b, now.Milliseconds())
+		a.ID = alarmID(now, key)
 		a.Raised = now
 		a.describe(now)
 		d.alarms[key] = &a
@@ -425,12 +438,36 @@ func (d *Detector) confirm(now time.Duration) []Alarm {
 	return raised
 }
 
+// found raises the alarm about what this node came upon, unless there is one about the two nodes.
+func (d *Detector) found(now time.Duration, f Found) []Alarm {
+	key := pairOf(f.VMID, d.self, f.Owner)
+	if d.alarms[key] != nil {
+		return nil
+	}
+	own := Run{Node: d.self, Boot: d.boot, Epoch: f.Epoch, Since: f.Since, Until: now, Ended: true}
+	owner := Run{Node: f.Owner}
+	if p := d.peers[f.Owner]; p != nil {
+		owner.Boot = p.boot
+	}
+	a := Alarm{
+		ID: alarmID(now, key), VMID: f.VMID, Runs: [2]Run{own, owner}, Raised: now, Last: now, Found: true,
+		Evidence: fmt.Sprintf("%s found a process that ran it, not frozen, %v after that was started, and ends it; epoch %d", d.self, round(now-f.Since), f.Epoch),
+	}
+	d.alarms[key] = &a
+	d.counters.Alarms++
+	return []Alarm{a}
+}
+
+func alarmID(now time.Duration, key pair) string {
+	return fmt.Sprintf("%d-%s-%s-%d", key.vmid, key.a, key.b, now.Milliseconds())
+}
+
 // renew takes over later evidence of the same double run.
 func (a *Alarm) renew(now time.Duration, later Alarm) {
 	if later.Last <= a.Last {
 		return
 	}
-	a.Runs, a.Last = later.Runs, later.Last
+	a.Runs, a.Last, a.Found = later.Runs, later.Last, false
 	a.Overlap = max(a.Overlap, later.Overlap)
 	a.describe(now)
 }

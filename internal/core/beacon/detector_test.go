@@ -205,6 +205,24 @@ func TestAnAlarmStaysUntilItIsAcknowledged(t *testing.T) {
 	}
 }
 
+func TestAProcessThatWasFoundIsAnAlarmByItself(t *testing.T) {
+	g := newDialogue(t)
+	found := beacon.Found{VMID: 100, Owner: "n3", Epoch: 4, Since: g.now - 2200*ms}
+	raised := g.d.Step(g.now, found)
+	if len(raised) != 1 || len(g.d.Alarms()) != 1 || len(g.d.Step(g.now, found)) != 0 {
+		t.Fatalf("raised %v, kept %v", raised, g.d.Alarms())
+	}
+	want := "guest 100 ran on n1 although it is n3's, so it may have run on both at the same time: check its disks, then acknowledge alarm 100-n1-n3-100000 " +
+		"(n1 found a process that ran it, not frozen, 2.2s after that was started, and ends it; epoch 4)"
+	if got := raised[0].String(); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	g.d.Step(g.now, beacon.Acknowledge{ID: raised[0].ID})
+	if got := g.d.Alarms(); len(got) != 0 {
+		t.Errorf("after the acknowledgement: %v", got)
+	}
+}
+
 func TestADoubleRunThatGoesOnAfterItsAcknowledgementIsRaisedAgain(t *testing.T) {
 	g := newDialogue(t)
 	a := g.doubleRun()[0]

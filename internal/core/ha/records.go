@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"sauh.dev/sauh/internal/core/health"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/place"
 )
@@ -121,12 +122,12 @@ type Dependency struct {
 }
 
 // Sickness is what can be wrong with a guest whose QEMU runs.
-type Sickness string
+type Sickness = health.Sickness
 
 // The sicknesses that an agent can tell.
 const (
-	SickPanicked Sickness = "panicked"
-	SickSilent   Sickness = "silent" // its guest agent answered once and does not any more
+	SickPanicked = health.SickPanicked
+	SickSilent   = health.SickSilent
 )
 
 func sid(kind string, id model.VMID) string {
@@ -166,15 +167,17 @@ type CommandRecord struct {
 type NodeRequest struct {
 	// Maintenance: the guests leave, live where they can, and return when it ends. It outlasts a reboot.
 	Maintenance bool `json:"maintenance,omitempty"`
-	// Disarm takes the node's guests out of HA, until Until (Unix seconds; 0 is for good).
+	// Disarm takes the node's guests out of HA, until Until (Unix seconds; 0 is for good). Since is when a person wanted it.
 	Disarm Disarm `json:"disarm,omitempty"`
 	Until  int64  `json:"until,omitempty"`
+	Since  int64  `json:"since,omitempty"`
 }
 
-// Mode is the JSON under ha/mode: it disarms the whole cluster, until Until (Unix seconds; 0 is for good).
+// Mode is the JSON under ha/mode: it disarms the whole cluster, until Until (Unix seconds; 0 is for good). Since is when a person wanted it.
 type Mode struct {
 	Disarm Disarm `json:"disarm,omitempty"`
 	Until  int64  `json:"until,omitempty"`
+	Since  int64  `json:"since,omitempty"`
 }
 
 // Disarm says what becomes of guests for which HA is disarmed. In both cases no node is fenced for them and they leave the guard.

@@ -14,6 +14,8 @@ const (
 	StatusKnown IncidentKind = iota
 	// Panicked: the guest's kernel said so (pvpanic).
 	Panicked
+	// PanickedBefore: who watched the guest before has seen that its kernel panicked, and not that it was reset.
+	PanickedBefore
 	// IOError: a disk's request failed. Disk, Volume, Write, NoSpace, Reason are set.
 	IOError
 	// Stopped and Resumed: the guest stands still, for whatever reason; it runs.
@@ -42,7 +44,7 @@ type Incident struct {
 // Sickness is what is wrong with a guest that runs.
 type Sickness string
 
-// The sicknesses; core/ha knows them by the same words.
+// The sicknesses, by the words of ha/resources.cfg.
 const (
 	Well         Sickness = ""
 	SickPanicked Sickness = "panicked"
@@ -64,6 +66,7 @@ type Guest struct {
 	running  bool
 	held     string // why its silence does not count, "" if it does
 	panicked string // how, "" if it is not
+	hearsay  bool   // panicked is what was seen before: the guest may have booted anew since
 	answers  bool
 	misses   int
 	missed   string
@@ -86,7 +89,11 @@ func (g *Guest) Observe(i Incident) {
 			g.panicked = "it stands still since its kernel panicked"
 		}
 	case Panicked:
-		g.panicked = "its kernel panicked"
+		g.panicked, g.hearsay = "its kernel panicked", false
+	case PanickedBefore:
+		if g.panicked == "" {
+			g.panicked, g.hearsay = "its kernel has panicked, as was seen before this agent was started", true
+		}
 	case Reset:
 		g.panicked, g.answers, g.misses = "", false, 0
 		g.run++
@@ -126,6 +133,9 @@ func (g *Guest) Answered(q Question, miss string) {
 	case q.boot != g.boot:
 	case miss == "":
 		g.answers, g.misses = true, 0
+		if g.hearsay {
+			g.panicked, g.hearsay = "", false // what has panicked answers nobody
+		}
 	case q.run == g.run:
 		g.misses, g.missed = g.misses+1, miss
 	}

@@ -338,6 +338,28 @@ func TestAPanickedGuestIsSickUntilItIsReset(t *testing.T) {
 	wantCondition(t, g, Condition{})
 }
 
+func TestAPanicThatWasSeenBeforeCountsUntilTheGuestIsResetOrAnswers(t *testing.T) {
+	before := Incident{Kind: PanickedBefore}
+	want := Condition{Sick: SickPanicked, Reason: "its kernel has panicked, as was seen before this agent was started"}
+	g := NewGuest(DefaultParams())
+	g.Observe(before)
+	g.Observe(Incident{Kind: StatusKnown, Status: "running"})
+	ask(g, 5, "timeout")
+	wantCondition(t, g, want)
+	g.Observe(Incident{Kind: Reset})
+	wantCondition(t, g, Condition{})
+
+	g.Observe(before)
+	wantCondition(t, g, want)
+	ask(g, 1, "") // it has booted anew while nobody watched
+	wantCondition(t, g, Condition{Answers: true})
+
+	g.Observe(before)
+	g.Observe(Incident{Kind: Panicked})
+	ask(g, 1, "") // from before the panic that was seen
+	wantCondition(t, g, Condition{true, SickPanicked, "its kernel panicked"})
+}
+
 func TestAPanicThatNobodySawIsReadFromQEMUsStatus(t *testing.T) {
 	g := NewGuest(DefaultParams())
 	g.Observe(Incident{Kind: StatusKnown, Status: "guest-panicked"})
