@@ -25,7 +25,14 @@ func (h *haAPI) Rules(context.Context) (api.Sections, error) {
 			sections[i] = sections[i].With("comment", text) // as it was written, not as it is stored
 		}
 	}
-	return apiSections(sections, digest), nil
+	out := apiSections(sections, digest)
+	for _, d := range h.view().Rules.Dropped() {
+		if out.Dropped == nil {
+			out.Dropped = map[string]string{}
+		}
+		out.Dropped[d.Rule] = d.Reason
+	}
+	return out, nil
 }
 
 // Groups implements api.HARules.

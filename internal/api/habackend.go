@@ -19,6 +19,8 @@ type Section struct {
 type Sections struct {
 	List   []Section `json:"list"`
 	Digest string    `json:"digest"` // SHA-1 of the file, hexadecimal
+	// Dropped says of rules by their ID why they have no effect.
+	Dropped map[string]string `json:"dropped,omitempty"`
 }
 
 // Edit changes one entry, or a file of lines "key: value".

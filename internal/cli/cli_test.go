@@ -99,7 +99,8 @@ func setup(env *testscript.Env) error {
 	return nil
 }
 
-// fakeCommand changes the agent: fail METHOD KIND TEXT, taskfail TYPE TEXT, says TYPE LINE, endless, stopped VMID, noquorum, alone, alarm SID TEXT, disarmed, measured, unmeasured, minority, along SID, blocked SID, await CALL; calls prints what was asked of it.
+// fakeCommand changes the agent: fail METHOD KIND TEXT, taskfail TYPE TEXT, says TYPE LINE, endless, stopped VMID, noquorum, alone, alarm SID TEXT,
+// disarmed, measured, unmeasured, minority, along SID, blocked SID, group ID NODES, dropped RULE WHY, await CALL; calls prints what was asked of it.
 func fakeCommand(ts *testscript.TestScript, neg bool, args []string) {
 	f := ts.Value(fakeKey{}).(*apitest.Fake)
 	switch args[0] {
@@ -144,6 +145,10 @@ func change(ts *testscript.TestScript, f *apitest.Fake, args []string) {
 		f.Plan.Quorate = false
 	case "along":
 		f.Moved.With = args[1:]
+	case "group":
+		f.Groups.List = append(f.Groups.List, api.Section{Type: "group", ID: args[1], Values: map[string]string{"nodes": args[2], "restricted": "1"}})
+	case "dropped":
+		f.Rules.Dropped = map[string]string{args[1]: args[2]}
 	case "blocked":
 		f.Moved.Blocking = []api.HABlocking{{SID: args[1], Cause: "resource-affinity"}}
 	case "alone":

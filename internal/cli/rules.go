@@ -100,12 +100,9 @@ func (m *Main) rulesAdd() *cobra.Command {
 	}
 	set := entryFlags(cmd.Flags(), ruleSettings()...)
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		if args[0] != "node-affinity" && args[0] != "resource-affinity" {
-			return usageError(cmd, "there is no rule type %q: use node-affinity or resource-affinity", args[0])
-		}
 		values := set.given(cmd.Flags())
-		if values["resources"] == "" {
-			return usageError(cmd, "%s needs --resources", cmd.CommandPath())
+		if err := checkRule(cmd, args[0], values); err != nil {
+			return err
 		}
 		if err := c.AddRule(ctx, api.Section{Type: args[0], ID: args[1], Values: values}); err != nil {
 			return err
@@ -114,6 +111,24 @@ func (m *Main) rulesAdd() *cobra.Command {
 		return nil
 	})
 	return cmd
+}
+
+// checkRule refuses what is no rule, before anybody is asked.
+func checkRule(cmd *cobra.Command, typ string, values map[string]string) error {
+	if err := checkRuleType(cmd, typ); err != nil {
+		return err
+	}
+	if values["resources"] == "" {
+		return usageError(cmd, "%s needs --resources", cmd.CommandPath())
+	}
+	return nil
+}
+
+func checkRuleType(cmd *cobra.Command, typ string) error {
+	if typ != "node-affinity" && typ != "resource-affinity" {
+		return usageError(cmd, "there is no rule type %q: use node-affinity or resource-affinity", typ)
+	}
+	return nil
 }
 
 func (m *Main) rulesSet() *cobra.Command {

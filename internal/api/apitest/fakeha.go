@@ -188,7 +188,7 @@ func (r alarmsRole) AcknowledgeAlarms(_ context.Context, sid string) error {
 type rulesRole struct{ f *Fake }
 
 func (r rulesRole) Rules(context.Context) (api.Sections, error) {
-	return read(r.f, "Rules.Rules", func() api.Sections { return api.Sections{List: slices.Clone(r.f.Rules.List), Digest: r.f.Rules.Digest} })
+	return read(r.f, "Rules.Rules", func() api.Sections { return api.Sections{List: slices.Clone(r.f.Rules.List), Digest: r.f.Rules.Digest, Dropped: r.f.Rules.Dropped} })
 }
 
 func (r rulesRole) Groups(context.Context) (api.Sections, error) {
