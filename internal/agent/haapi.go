@@ -52,6 +52,8 @@ type sectionEdit struct {
 	// change does it. check judges the file before, with old nil, and after.
 	change func(*pveconf.SectionFile) error
 	check  func(old, next []byte) error
+	// also is written with the file or not at all.
+	also []store.KV
 }
 
 func (h *resources) editSections(ctx context.Context, e sectionEdit) error {
@@ -77,7 +79,7 @@ func (h *resources) editSections(ctx context.Context, e sectionEdit) error {
 			return nil, err
 		}
 		return next, e.check(old, next)
-	})
+	}, e.also...)
 }
 
 // inFile names the file whose line cannot be read; that is no parameter of the person who asks.

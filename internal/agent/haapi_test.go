@@ -338,21 +338,31 @@ func TestFencingMethodsAreCheckedBeforeTheyAreInForce(t *testing.T) {
 	n := askedNode(t)
 	f := n.m.roles.Fencing
 	good := set("node", "n2", "address", "10.0.9.2", "user", "sauh", "password-file", "priv/fence/bmc")
-	must(t, f.SetFenceMethod(t.Context(), api.Section{Type: "ipmi", ID: "bmc"}, good))
+	must(t, f.SetFenceMethod(t.Context(), api.Section{Type: "ipmi", ID: "bmc"}, good, "hush"))
 	before := n.get(fenceCfgKey)
 	n.follow()
-	invalid(t, f.SetFenceMethod(t.Context(), api.Section{Type: "ipmi", ID: "two"}, set("node", "n2", "address", "a b")), "address", 0, "address")
-	invalid(t, f.SetFenceMethod(t.Context(), api.Section{ID: "bmc"}, set("node", "n9")), "node", 0, "n9")
-	invalid(t, f.SetFenceMethod(t.Context(), api.Section{ID: "bmc"}, set("storages", "nas")), "storages", 0, "no such key")
-	invalid(t, f.SetFenceMethod(t.Context(), api.Section{Type: "redfish", ID: "bmc"}, set("timeout", "5")), "type", 0, "ipmi")
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{Type: "ipmi", ID: "two"}, set("node", "n2", "address", "a b"), ""), "address", 0, "address")
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{ID: "bmc"}, set("node", "n9"), ""), "node", 0, "n9")
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{ID: "bmc"}, set("storages", "nas"), ""), "storages", 0, "no such key")
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{Type: "redfish", ID: "bmc"}, set("timeout", "5"), ""), "type", 0, "ipmi")
 	invalid(t, f.SetFenceFile(t.Context(), "ipmi: bmc\n\tnode n2\n\taddress a b\n", ""), "address", 3, "address")
 	invalid(t, f.SetFenceFile(t.Context(), "\n\napc: pdu\n\tnode n2\n", ""), "type", 3, "apc", "only ipmi, redfish and ceph")
 	invalid(t, f.SetFenceFile(t.Context(), strings.ReplaceAll(before, "n2", "n9"), ""), "node", 3, "n9")
-	if err := f.SetFenceMethod(t.Context(), api.Section{ID: "none"}, good); !errors.Is(err, model.ErrNotFound) {
+	if err := f.SetFenceMethod(t.Context(), api.Section{ID: "none"}, good, ""); !errors.Is(err, model.ErrNotFound) {
 		t.Error(err)
 	}
 	if diff := cmp.Diff(before, n.get(fenceCfgKey)); diff != "" {
 		t.Errorf("a refusal changed the file: %s", diff)
+	}
+	if n.get("config/priv/fence/bmc") != "hush\n" {
+		t.Error("the password did not come with the method")
+	}
+	gone := set("password-file", "priv/fence/gone")
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{ID: "bmc"}, gone, ""), "password-file", 0, "priv/fence/gone does not exist")
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{ID: "bmc"}, set("address", "a b"), "other"), "address", 0)
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{ID: "bmc"}, set("timeout", "20"), "a\nb"), "secret", 0)
+	if diff := cmp.Diff(before, n.get(fenceCfgKey)); diff != "" || n.get("config/priv/fence/bmc") != "hush\n" {
+		t.Errorf("a refusal changed the file or the password: %s", diff)
 	}
 	must(t, f.SetFenceSecret(t.Context(), "bmc", "hush\n"))
 	if n.get("config/priv/fence/bmc") != "hush\n" {
@@ -364,8 +374,11 @@ func TestFencingMethodsAreCheckedBeforeTheyAreInForce(t *testing.T) {
 	if n.get("config/priv/fence/bmc") != "" {
 		t.Error("the password is still there")
 	}
-	refused := f.SetFenceMethod(t.Context(), api.Section{Type: "ceph", ID: "blocklist"}, api.Edit{Set: map[string]string{"storages": "fast"}})
+	refused := f.SetFenceMethod(t.Context(), api.Section{Type: "ceph", ID: "blocklist"}, api.Edit{Set: map[string]string{"storages": "nas"}}, "")
 	invalid(t, refused, "storages", 0, "it has no effect")
+	refused = f.SetFenceMethod(t.Context(), api.Section{Type: "ceph", ID: "blocklist"}, set("storages", "nas,fast"), "")
+	invalid(t, refused, "storages", 0, `storage.cfg has no storage "fast": it has nas`)
+	invalid(t, f.SetFenceFile(t.Context(), "ceph: blocklist\n\tstorages nas,fast\n", ""), "storages", 2, `no storage "fast"`)
 	n.follow()
 	all, err := f.FenceMethods(t.Context())
 	must(t, err)

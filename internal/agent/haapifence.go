@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
 	"sauh.dev/sauh/internal/fence"
+	"sauh.dev/sauh/internal/store"
 )
 
 // fenceDrivers are the ways to fence a node as ha/fence.cfg configures them; *fencing is one.
@@ -46,7 +48,22 @@ func (h *haAPI) checkFence(old, next []byte) error {
 	for _, n := range h.roster.nodes() {
 		members = append(members, n.Name)
 	}
-	return pveconf.FenceNodes(all, members)
+	if err := pveconf.FenceNodes(all, members); err != nil {
+		return err
+	}
+	storages, err := mirror.Decode(h.mirror.Snapshot(), storageCfgKey, pveconf.ParseStorages)
+	if err != nil {
+		return err
+	}
+	return pveconf.FenceStorages(all, storageNames(storages.Value))
+}
+
+func storageNames(all []pveconf.Storage) []string {
+	names := make([]string, len(all))
+	for i, s := range all {
+		names[i] = s.ID
+	}
+	return names
 }
 
 // SetFenceFile implements api.HAFencing.
@@ -68,8 +85,18 @@ func (h *haAPI) editFence(ctx context.Context, what, digest string, change func(
 }
 
 // SetFenceMethod implements api.HAFencing.
-func (h *haAPI) SetFenceMethod(ctx context.Context, id api.Section, e api.Edit) error {
-	return h.editFence(ctx, "change fencing method "+id.ID, e.Digest, func(f *pveconf.SectionFile) error {
+func (h *haAPI) SetFenceMethod(ctx context.Context, id api.Section, e api.Edit, secret string) error {
+	edit := sectionEdit{what: "change fencing method " + id.ID, key: fenceCfgKey, digest: e.Digest, check: h.checkFence}
+	if secret != "" {
+		text, err := secretText(id.ID, secret)
+		if err != nil {
+			return err
+		}
+		e.Set = maps.Clone(e.Set)
+		e.Set["password-file"] = strings.TrimPrefix(fenceSecretKey, model.ConfigPrefix) + id.ID
+		edit.also = []store.KV{{Key: fenceSecretKey + id.ID, Value: text}}
+	}
+	edit.change = func(f *pveconf.SectionFile) error {
 		i := findSection(*f, "", id.ID)
 		switch {
 		case i < 0 && id.Type == "":
@@ -80,8 +107,21 @@ func (h *haAPI) SetFenceMethod(ctx context.Context, id api.Section, e api.Edit) 
 		case id.Type != "" && id.Type != f.Sections[i].Type:
 			return model.Invalidf("type", "%s is of the type %s: remove it first, or give the new one another name", id.ID, f.Sections[i].Type)
 		}
-		return apply(&f.Sections[i], e, h.usableMethod)
-	})
+		if err := apply(&f.Sections[i], e, h.usableMethod); err != nil || secret != "" || e.Set["password-file"] == "" {
+			return err
+		}
+		return h.passwordThere(ctx, e.Set["password-file"])
+	}
+	return h.editSections(ctx, edit)
+}
+
+// passwordThere refuses a file of the configuration that is not there.
+func (h *haAPI) passwordThere(ctx context.Context, path string) error {
+	kv, err := read(ctx, h.st, model.ConfigPrefix+path)
+	if err == nil && kv.ModRevision == 0 {
+		return model.Invalidf("password-file", "the file %s does not exist: give the password itself with --password-stdin instead", path)
+	}
+	return err
 }
 
 // usableMethod reads one method, and refuses a node that is not there.
@@ -96,6 +136,9 @@ func (h *haAPI) usableMethod(s pveconf.Section) (pveconf.FenceMethod, error) {
 	if m.Type == pveconf.FenceCeph {
 		storages, err := mirror.Decode(h.mirror.Snapshot(), storageCfgKey, pveconf.ParseStorages)
 		if err != nil {
+			return m, err
+		}
+		if err := pveconf.FenceStorages([]pveconf.FenceMethod{m}, storageNames(storages.Value)); err != nil {
 			return m, err
 		}
 		usable := usableRBD(storages.Value)
@@ -145,19 +188,26 @@ const maxSecret = 256
 
 // SetFenceSecret implements api.HAFencing.
 func (h *haAPI) SetFenceSecret(ctx context.Context, name, secret string) error {
+	text, err := secretText(name, secret)
+	if err != nil {
+		return err
+	}
+	return h.editRecord(ctx, "change the password priv/fence/"+name, fenceSecretKey+name, func([]byte) ([]byte, error) { return text, nil })
+}
+
+// secretText is what the password file of that name holds; nil for the password "", which has none.
+func secretText(name, secret string) ([]byte, error) {
 	if !isLabel(name) || name == "" || strings.Trim(name, ".") == "" {
-		return model.Invalidf("name", "%q is no name of a password file: use letters, digits, '-', '_' and '.'", name)
+		return nil, model.Invalidf("name", "%q is no name of a password file: use letters, digits, '-', '_' and '.'", name)
 	}
 	secret = strings.TrimRight(secret, "\r\n")
-	if len(secret) > maxSecret || strings.ContainsAny(secret, "\r\n") {
-		return model.Invalidf("secret", "a password is one line of at most %d characters", maxSecret)
+	switch {
+	case len(secret) > maxSecret || strings.ContainsAny(secret, "\r\n"):
+		return nil, model.Invalidf("secret", "a password is one line of at most %d characters", maxSecret)
+	case secret == "":
+		return nil, nil
 	}
-	return h.editRecord(ctx, "change the password priv/fence/"+name, fenceSecretKey+name, func([]byte) ([]byte, error) {
-		if secret == "" {
-			return nil, nil
-		}
-		return []byte(secret + "\n"), nil
-	})
+	return []byte(secret + "\n"), nil
 }
 
 // FenceMethods implements api.HAFencing.

@@ -26,7 +26,7 @@ func writeError(what string, err error) error {
 
 // editFile changes one configuration file by read, change, compare and write,
 // again when somebody else was faster.
-func editFile(ctx context.Context, st store.Store, what, key string, f func([]byte) ([]byte, error)) error {
+func editFile(ctx context.Context, st store.Store, what, key string, f func([]byte) ([]byte, error), also ...store.KV) error {
 	for range 5 {
 		kv, err := st.Get(ctx, key, store.Linearizable)
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
@@ -36,7 +36,16 @@ func editFile(ctx context.Context, st store.Store, what, key string, f func([]by
 		if err != nil {
 			return err
 		}
-		_, err = st.Txn(ctx, store.Txn{If: []store.Cond{{Key: key, Revision: kv.ModRevision}}, Then: []store.Op{store.Put(key, next)}})
+		txn := store.Txn{If: []store.Cond{{Key: key, Revision: kv.ModRevision}}, Then: []store.Op{store.Put(key, next)}}
+		for _, a := range also {
+			old, err := read(ctx, st, a.Key)
+			if err != nil {
+				return writeError(what, err)
+			}
+			txn.If = append(txn.If, store.Cond{Key: a.Key, Revision: old.ModRevision})
+			txn.Then = append(txn.Then, store.Put(a.Key, a.Value))
+		}
+		_, err = st.Txn(ctx, txn)
 		if !errors.Is(err, store.ErrConflict) {
 			return writeError(what, err)
 		}

@@ -279,8 +279,9 @@ type HAFencing interface {
 	FenceFile(ctx context.Context) (HAFenceFile, error)
 	// SetFenceFile replaces the file; digest as in Edit.
 	SetFenceFile(ctx context.Context, text, digest string) error
-	// SetFenceMethod changes one section, or makes it where Section.Type is set and there is none.
-	SetFenceMethod(ctx context.Context, s Section, e Edit) error
+	// SetFenceMethod changes one section, or makes it where Section.Type is set and there is none. A secret that is not "" becomes its password
+	// and its password-file in the same step; without one the password-file that is set must be there.
+	SetFenceMethod(ctx context.Context, s Section, e Edit, secret string) error
 	RemoveFenceMethod(ctx context.Context, id string) error
 	// SetFenceSecret writes a password to priv/fence/<name>; "" deletes it. Nobody can read it back.
 	SetFenceSecret(ctx context.Context, name, secret string) error

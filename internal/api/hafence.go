@@ -6,7 +6,7 @@ import (
 )
 
 func (s *server) haFenceRoutes() []route {
-	keys := append(fenceParams(), text("delete"), text("digest"), oneOf("type", "ipmi", "redfish", "ceph"))
+	keys := append(fenceParams(), text("delete"), text("digest"), text("secret"), oneOf("type", "ipmi", "redfish", "ceph"))
 	return []route{
 		here("GET /sauh/ha/fence", s.fenceFile),
 		here("PUT /sauh/ha/fence", s.fenceFileSet, required(text("config")), text("digest")),
@@ -48,11 +48,11 @@ func (s *server) fenceSet(ctx context.Context, c *call) (any, error) {
 	for _, p := range fenceParams() {
 		keys = append(keys, p.name)
 	}
-	e, err := edit(c.args, keys, "method", "type")
+	e, err := edit(c.args, keys, "method", "type", "secret")
 	if err != nil {
 		return nil, err
 	}
-	return nil, s.b.Fencing.SetFenceMethod(ctx, Section{Type: c.args["type"], ID: c.args["method"]}, e)
+	return nil, s.b.Fencing.SetFenceMethod(ctx, Section{Type: c.args["type"], ID: c.args["method"]}, e, c.args["secret"])
 }
 
 func (s *server) fenceTest(ctx context.Context, c *call) (any, error) {

@@ -300,7 +300,9 @@ func widths(cells [][]string) []int {
 	return out
 }
 
-func padded(s string, width int) string { return s + strings.Repeat(" ", width-utf8.RuneCountInString(s)) }
+func padded(s string, width int) string {
+	return s + strings.Repeat(" ", width-utf8.RuneCountInString(s))
+}
 
 // printPlain writes columns with a space between.
 func printPlain(w io.Writer, cells [][]string) {

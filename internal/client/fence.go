@@ -35,9 +35,12 @@ func (c *Client) FenceMethods(ctx context.Context) (list []api.HAFenceMethod, er
 	return list, c.get(ctx, "/sauh/ha/fence/methods", nil, &list)
 }
 
-// SetFenceMethod changes a method, or makes it where typ is given and there is none.
-func (c *Client) SetFenceMethod(ctx context.Context, typ, id string, e api.Edit) error {
+// SetFenceMethod changes a method, or makes it where typ is given and there is none; secret is its new password, "" leaves that.
+func (c *Client) SetFenceMethod(ctx context.Context, typ, id string, e api.Edit, secret string) error {
 	v := edited(e)
+	if secret != "" {
+		v["secret"] = []string{secret}
+	}
 	if typ != "" {
 		v["type"] = []string{typ}
 	}

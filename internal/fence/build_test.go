@@ -43,7 +43,9 @@ func rehearsed(cfg []pveconf.FenceMethod, n fence.Node) fence.Env {
 	set := fence.Build(cfg, n, e)
 	defer set.Close()
 	digests := set.Digests()
-	e.Rehearsal = func(method string) core.Rehearsal { return core.Rehearsal{Method: method, Digest: digests[method], At: 1} }
+	e.Rehearsal = func(method string) core.Rehearsal {
+		return core.Rehearsal{Method: method, Digest: digests[method], At: 1}
+	}
 	return e
 }
 

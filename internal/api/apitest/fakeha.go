@@ -188,7 +188,9 @@ func (r alarmsRole) AcknowledgeAlarms(_ context.Context, sid string) error {
 type rulesRole struct{ f *Fake }
 
 func (r rulesRole) Rules(context.Context) (api.Sections, error) {
-	return read(r.f, "Rules.Rules", func() api.Sections { return api.Sections{List: slices.Clone(r.f.Rules.List), Digest: r.f.Rules.Digest, Dropped: r.f.Rules.Dropped} })
+	return read(r.f, "Rules.Rules", func() api.Sections {
+		return api.Sections{List: slices.Clone(r.f.Rules.List), Digest: r.f.Rules.Digest, Dropped: r.f.Rules.Dropped}
+	})
 }
 
 func (r rulesRole) Groups(context.Context) (api.Sections, error) {
@@ -281,7 +283,19 @@ func (r controlRole) ofNode(node, method, format string, args ...any) error {
 }
 
 func (r controlRole) Maintenance(_ context.Context, node string, on bool) error {
-	return r.ofNode(node, "Control.Maintenance", "%s %t", node, on)
+	if err := r.ofNode(node, "Control.Maintenance", "%s %t", node, on); err != nil {
+		return err
+	}
+	r.f.Change(func() {
+		nodes := slices.Clone(r.f.HA.Nodes)
+		for i := range nodes {
+			if nodes[i].Node == node {
+				nodes[i].Mode = map[bool]string{true: "maintenance"}[on]
+			}
+		}
+		r.f.HA.Nodes = nodes
+	})
+	return nil
 }
 
 func (r controlRole) Disarm(_ context.Context, d api.HADisarm) error {
@@ -327,11 +341,11 @@ func (r fencingRole) SetFenceFile(_ context.Context, text, d string) error {
 	return nil
 }
 
-func (r fencingRole) SetFenceMethod(_ context.Context, s api.Section, e api.Edit) error {
+func (r fencingRole) SetFenceMethod(_ context.Context, s api.Section, e api.Edit, secret string) error {
 	if err := checkDigest(e.Digest); err != nil {
 		return err
 	}
-	return r.f.call("Fencing.SetFenceMethod", "%s %s %s", s.Type, s.ID, edit(e))
+	return r.f.call("Fencing.SetFenceMethod", "%s %s %s secret %q", s.Type, s.ID, edit(e), secret)
 }
 
 func (r fencingRole) RemoveFenceMethod(_ context.Context, id string) error {
