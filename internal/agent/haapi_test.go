@@ -114,7 +114,7 @@ func TestARuleThatContradictsOthersIsRefusedWithTheSmallestSetThatDoes(t *testin
 	must(t, add("node-affinity", "other", set("resources", "vm:102", "nodes", "n1")))
 	before := n.get(haRulesKey)
 	invalid(t, add("resource-affinity", "together", set("resources", "vm:100,vm:101,vm:102", "affinity", "positive")), "rule", 0, "apart and together contradict")
-	invalid(t, add("resource-affinity", "lonely", set("resources", "vm:100", "affinity", "positive")), "rule", 0, "rule lonely cannot be")
+	invalid(t, add("resource-affinity", "lonely", set("resources", "vm:100", "affinity", "positive")), "rule", 0, "rule lonely cannot be: it is about")
 	invalid(t, add("node-affinity", "nowhere", set("resources", "vm:100", "nodes", "n9")), "nodes", 0, "n9", "n1, n2, n3")
 	invalid(t, add("node-affinity", "nobody", set("resources", "vm:999", "nodes", "n1")), "resources", 0, "cannot use unmanaged resource(s) vm:999")
 	invalid(t, add("node-affinity", "x", set("resources", "vm:100", "nodes", "n1")), "rule", 0, `"x"`)

@@ -176,7 +176,7 @@ func (h *haAPI) checkRules(old, next []byte) error {
 			continue
 		}
 		if len(c.Rules) == 1 {
-			return model.Invalidf("rule", "rule %s cannot be: %s", c.Rules[0], c.Reason)
+			return model.Invalidf("rule", "rule %s cannot be: %s", c.Rules[0], strings.Replace(c.Reason, "rule "+c.Rules[0]+" ", "it ", 1))
 		}
 		return model.Invalidf("rule", "the rules %s contradict one another: %s; change or remove one of them", strings.Join(c.Rules, " and "), c.Reason)
 	}

@@ -100,7 +100,7 @@ func setup(env *testscript.Env) error {
 }
 
 // fakeCommand changes the agent: fail METHOD KIND TEXT, taskfail TYPE TEXT, says TYPE LINE, endless, stopped VMID, noquorum, alone, alarm SID TEXT,
-// disarmed, measured, unmeasured, minority, along SID, blocked SID, disarm-node NODE,
+// disarmed, measured, unmeasured, minority, along SID, blocked SID, disarm-node NODE, noplan,
 // group ID NODES, dropped RULE WHY, await CALL; calls prints what was asked of it.
 func fakeCommand(ts *testscript.TestScript, neg bool, args []string) {
 	f := ts.Value(fakeKey{}).(*apitest.Fake)
@@ -152,6 +152,8 @@ func change(ts *testscript.TestScript, f *apitest.Fake, args []string) {
 				f.HA.Nodes[i].Disarm = "freeze"
 			}
 		}
+	case "noplan":
+		f.Plan.Moves, f.Plan.Down = []api.HAPlacement{}, []api.HAPlacement{}
 	case "group":
 		f.Groups.List = append(f.Groups.List, api.Section{Type: "group", ID: args[1], Values: map[string]string{"nodes": args[2], "restricted": "1"}})
 	case "dropped":

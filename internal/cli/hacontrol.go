@@ -194,6 +194,14 @@ func (m *Main) haArm() *cobra.Command {
 	return cmd
 }
 
+// orDefault is a value of a file, or what holds where it has none.
+func orDefault(value, otherwise string) string {
+	if value == "" {
+		return otherwise + " (default)"
+	}
+	return value
+}
+
 func (m *Main) haOptions() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "options", Short: "Show and change what datacenter.cfg says about HA",
@@ -219,7 +227,10 @@ func (m *Main) haOptions() *cobra.Command {
 				e.Delete[i] = "ha"
 			}
 		}
-		if len(e.Set)+len(e.Delete) > 0 {
+		switch {
+		case len(e.Set)+len(e.Delete) == 0 && cmd.Flags().Changed("digest"):
+			return usageError(cmd, "nothing to change: --digest is about a change")
+		case len(e.Set)+len(e.Delete) > 0:
 			if err := c.SetOptions(ctx, e); err != nil {
 				return err
 			}
@@ -229,8 +240,8 @@ func (m *Main) haOptions() *cobra.Command {
 			return err
 		}
 		return out.print(values, func(w io.Writer) {
-			facts(w, "ha", orWord(values["ha"], "default"), "crs", orWord(values["crs"], "default"),
-				"failures-to-tolerate", orWord(values["failures-to-tolerate"], "0"))
+			facts(w, "ha", orDefault(values["ha"], "shutdown_policy=conditional"), "crs", orDefault(values["crs"], "ha=basic"),
+				"failures-to-tolerate", orDefault(values["failures-to-tolerate"], "0"))
 		})
 	})
 	return cmd

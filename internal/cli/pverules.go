@@ -156,6 +156,9 @@ func (m *Main) pveRuleSet() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if err := checkLists(cmd, e.Set); err != nil {
+			return err
+		}
 		e.Set["type"] = args[0] // the API refuses another one than the rule's
 		return c.SetRule(ctx, args[1], e)
 	})

@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"io"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -113,6 +115,16 @@ func (m *Main) rulesAdd() *cobra.Command {
 	return cmd
 }
 
+// checkLists refuses an empty word in a list of rules, as "n1," has one.
+func checkLists(cmd *cobra.Command, values map[string]string) error {
+	for _, key := range []string{"resources", "nodes"} {
+		if v := values[key]; v != "" && slices.Contains(strings.Split(v, ","), "") {
+			return usageError(cmd, "--%s has an empty word in %q: separate by one comma", key, v)
+		}
+	}
+	return nil
+}
+
 // checkRule refuses what is no rule, before anybody is asked.
 func checkRule(cmd *cobra.Command, typ string, values map[string]string) error {
 	if err := checkRuleType(cmd, typ); err != nil {
@@ -121,7 +133,7 @@ func checkRule(cmd *cobra.Command, typ string, values map[string]string) error {
 	if values["resources"] == "" {
 		return usageError(cmd, "%s needs --resources", cmd.CommandPath())
 	}
-	return nil
+	return checkLists(cmd, values)
 }
 
 func checkRuleType(cmd *cobra.Command, typ string) error {
@@ -140,6 +152,9 @@ func (m *Main) rulesSet() *cobra.Command {
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		e, err := set.edit(cmd)
 		if err != nil {
+			return err
+		}
+		if err := checkLists(cmd, e.Set); err != nil {
 			return err
 		}
 		if err := c.SetRule(ctx, args[0], e); err != nil {
