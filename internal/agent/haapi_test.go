@@ -146,6 +146,11 @@ func TestAContradictionThatCameWithTheFileCanBeMendedRuleByRule(t *testing.T) {
 	if !slices.ContainsFunc(st.Problems, func(p string) bool { return strings.HasPrefix(p, "rule apart has no effect: ") }) {
 		t.Errorf("%q", st.Problems)
 	}
+	all, err := n.m.roles.Rules.Rules(t.Context())
+	must(t, err)
+	if all.Dropped["apart"] == "" || all.Dropped["together"] == "" {
+		t.Errorf("%q", all.Dropped)
+	}
 	must(t, n.m.roles.Rules.RemoveRule(t.Context(), "apart"))
 }
 

@@ -21,7 +21,9 @@ func (m *Main) fenceCommand() *cobra.Command {
 }
 
 func (m *Main) fenceList() *cobra.Command {
-	cmd := &cobra.Command{Use: "list", Short: "List each node's methods, what they are worth, and their last rehearsal", Example: "  sauh ha fence list", Args: takes()}
+	cmd := &cobra.Command{
+		Use: "list", Short: "List each node's methods, what they are worth, and their last rehearsal", Example: "  sauh ha fence list", Args: takes(),
+	}
 	out := m.outputFlag(cmd)
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
 		list, err := c.FenceMethods(ctx)

@@ -332,9 +332,11 @@ func (r ruler) line(width []int) string {
 
 // printBoxed writes a table with lines around each row, and a double one below the header.
 func printBoxed(w io.Writer, cells [][]string, header, utf8 bool) {
-	top, below, between, bottom, bar := ruler{"+", "-", "+", "+"}, ruler{"+", "=", "+", "+"}, ruler{"+", "-", "+", "+"}, ruler{"+", "-", "+", "+"}, "|"
+	bar, top, below := "|", ruler{"+", "-", "+", "+"}, ruler{"+", "=", "+", "+"}
+	between, bottom := top, top
 	if utf8 {
-		top, below, between, bottom, bar = ruler{"┌", "─", "┬", "┐"}, ruler{"╞", "═", "╪", "╡"}, ruler{"├", "─", "┼", "┤"}, ruler{"└", "─", "┴", "┘"}, "│"
+		bar, top, below = "│", ruler{"┌", "─", "┬", "┐"}, ruler{"╞", "═", "╪", "╡"}
+		between, bottom = ruler{"├", "─", "┼", "┤"}, ruler{"└", "─", "┴", "┘"}
 	}
 	width := widths(cells)
 	fmt.Fprintln(w, top.line(width))

@@ -24,13 +24,19 @@ func haStatus() api.HAStatus {
 				Node: "n2", State: "online", Epoch: 4, SilenceMS: 900, Mode: "maintenance", Rack: "r2",
 				Fencing: []api.HAFenceMethod{
 					{Method: "redfish: n2-bmc", Node: "n2", Grade: "rehearsed", Tried: Start, Switched: true, TookMS: 2100},
-					{Method: "ipmi: n2-old", Node: "n2", Grade: "worthless", Reason: "the method is not rehearsed: the last rehearsal failed: it did not answer in time: repair it and rehearse it again", Tried: Start, Failed: "it did not answer in time"},
+					{
+						Method: "ipmi: n2-old", Node: "n2", Grade: "worthless", Tried: Start, Failed: "it did not answer in time",
+						Reason: "the method is not rehearsed: the last rehearsal failed: it did not answer in time: repair it and rehearse it again",
+					},
 				},
 			},
 			{Node: "n3", State: "fenced", Epoch: 2, SilenceMS: 12000, Quarantine: "it was silent too often of late", Lost: "storage nas"},
 		},
 		Services: []api.HAResource{
-			{SID: "vm:100", State: "started", Node: "n1", Status: "started", Reason: "runs as requested", MaxRestart: 3, MaxRelocate: 1, Failback: true, Rebalance: true},
+			{
+				SID: "vm:100", State: "started", Node: "n1", Status: "started", Reason: "runs as requested",
+				MaxRestart: 3, MaxRelocate: 1, Failback: true, Rebalance: true,
+			},
 			{SID: "vm:101", State: "started", Node: "n1", Status: "migrate", Target: "n2", Reason: "n1 is in maintenance", MaxRestart: 1, MaxRelocate: 1},
 		},
 		Tolerance: &api.HATolerance{
@@ -43,7 +49,9 @@ func haStatus() api.HAStatus {
 func haRules() api.Sections {
 	return api.Sections{Digest: digest, List: []api.Section{
 		{Type: "node-affinity", ID: "shop-near", Values: map[string]string{"resources": "vm:100", "nodes": "n1:2,n2", "strict": "1", "comment": "the fast ones"}},
-		{Type: "resource-affinity", ID: "two-shops", Values: map[string]string{"resources": "vm:100 vm:101", "affinity": "negative", "domain": "rack", "strict": "0", "weight": "50"}},
+		{Type: "resource-affinity", ID: "two-shops", Values: map[string]string{
+			"resources": "vm:100 vm:101", "affinity": "negative", "domain": "rack", "strict": "0", "weight": "50",
+		}},
 	}}
 }
 

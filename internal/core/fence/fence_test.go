@@ -31,6 +31,8 @@ func reading(at time.Duration, p fence.PowerState) fence.Reading {
 	return fence.Reading{Power: p, UUID: uuid, Asked: at, Answered: at + 10*ms}
 }
 
+func read(readings ...fence.Reading) fence.Evidence { return fence.Evidence{Readings: readings} }
+
 func off(at ...time.Duration) fence.Evidence {
 	var ev fence.Evidence
 	for _, a := range at {
@@ -66,19 +68,21 @@ func TestWhatIsNoProof(t *testing.T) {
 		want   error
 	}{
 		{"nothing read", bmc(), fence.Evidence{}, nil, fence.ErrNotOff},
-		{"on", bmc(), fence.Evidence{Readings: []fence.Reading{reading(0, fence.On)}}, nil, fence.ErrNotOff},
-		{"off, then neither on nor off", bmc(), fence.Evidence{Readings: []fence.Reading{reading(1, fence.Off), reading(999*ms, fence.Off), reading(1000*ms, fence.Unknown)}}, nil, fence.ErrNotOff},
+		{"on", bmc(), read(reading(0, fence.On)), nil, fence.ErrNotOff},
+		{"off, then neither on nor off", bmc(), read(reading(1, fence.Off), reading(999*ms, fence.Off), reading(1000*ms, fence.Unknown)), nil, fence.ErrNotOff},
 		{"off once", bmc(), off(1000 * ms), nil, fence.ErrNotVerified},
 		{"twice too soon", bmc(), off(1000*ms, 1409*ms), nil, fence.ErrNotVerified},
 		{"untried, and off not for long whatever gap was asked for", with(func(m *fence.Method) {
 			m.Rehearsal = fence.Rehearsal{}
 		}), off(1000*ms, 3009*ms), nil, fence.ErrNotVerified},
-		{"off, on, off", bmc(), fence.Evidence{Readings: []fence.Reading{reading(0, fence.Off), reading(500*ms, fence.On), reading(1000*ms, fence.Off)}}, nil, fence.ErrNotVerified},
+		{"off, on, off", bmc(), read(reading(0, fence.Off), reading(500*ms, fence.On), reading(1000*ms, fence.Off)), nil, fence.ErrNotVerified},
 		{"another machine", bmc(), named(other), nil, fence.ErrStranger},
 		{"a machine without name", bmc(), named(""), nil, fence.ErrUnidentified},
 		{"a board without one", bmc(), named("00000000-0000-0000-0000-000000000000"), nil, fence.ErrUnidentified},
 		{"a node whose UUID nobody knows", with(func(m *fence.Method) { m.UUID = "" }), off(1000*ms, 2000*ms), nil, fence.ErrUnidentified},
-		{"a node with a board without one", with(func(m *fence.Method) { m.UUID = "03000200-0400-0500-0006-000700080009" }), off(1000*ms, 2000*ms), nil, fence.ErrUnidentified},
+		{"a node with a board without one", with(func(m *fence.Method) {
+			m.UUID = "03000200-0400-0500-0006-000700080009"
+		}), off(1000*ms, 2000*ms), nil, fence.ErrUnidentified},
 		{"any, never tried", with(func(m *fence.Method) { m.UUID, m.AnyUUID = "", true }), off(1000*ms, 2000*ms), nil, fence.ErrRehearsalFailed},
 		{"any, only asked", with(func(m *fence.Method) {
 			m.UUID, m.AnyUUID, m.Rehearsal = "", true, fence.Rehearsal{Digest: "d1", At: 5}
@@ -111,7 +115,7 @@ func TestWhatIsAProofAllTheSame(t *testing.T) {
 		signs  []fence.Sign
 		grade  fence.Grade
 	}{
-		{"on, then off long enough", bmc(), fence.Evidence{Readings: []fence.Reading{reading(0, fence.On), reading(1000*ms, fence.Off), reading(1500*ms, fence.Off)}}, nil, fence.Rehearsed},
+		{"on, then off long enough", bmc(), read(reading(0, fence.On), reading(1000*ms, fence.Off), reading(1500*ms, fence.Off)), nil, fence.Rehearsed},
 		{"heard of before it", bmc(), off(1000*ms, 2000*ms), []fence.Sign{{Kind: fence.Beacon, At: 999 * ms}}, fence.Rehearsed},
 		{"untried, off for long", with(func(m *fence.Method) { m.Rehearsal = fence.Rehearsal{} }), off(1000*ms, 3010*ms), nil, fence.Untried},
 		{"a rehearsal of another configuration that failed", with(func(m *fence.Method) {
