@@ -191,6 +191,17 @@ func TestALiarIsFoundByItsRehearsalAndByWhatIsHeardOfTheNode(t *testing.T) {
 	judge(t, "shoot", after.Shoot(t.Context(), time.Hour, silent, nil), core.ErrRehearsalFailed)
 }
 
+func TestARehearsalOfANodeWithoutAUUIDNamesTheOneToWrite(t *testing.T) {
+	b := &bmc.Redfish{User: "sauh", Password: "secret", Controller: bmc.Controller{Machine: &fencetest.Box{ID: uuid}}}
+	address, pin := fencetest.StartRedfish(t, b)
+	set := fence.Build(parse(t, redfishSection(address, pin, "")), fence.Node{Name: "n2"}, env(nil))
+	defer set.Close()
+	last := set.Rehearse(t.Context(), fence.Rehearsing{At: time.Now().Unix(), Signs: silent})[0]
+	if !strings.Contains(strings.ToLower(last.Failed), "set uuid="+uuid) {
+		t.Errorf("%+v", last)
+	}
+}
+
 func TestARehearsalBySwitchingMakesAnUnidentifiedBMCCount(t *testing.T) {
 	box := &fencetest.Box{}
 	b := &bmc.Redfish{User: "sauh", Password: "secret", Controller: bmc.Controller{Machine: box}}
