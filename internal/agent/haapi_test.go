@@ -115,7 +115,7 @@ func TestARuleThatContradictsOthersIsRefusedWithTheSmallestSetThatDoes(t *testin
 	must(t, add("node-affinity", "other", set("resources", "vm:102", "nodes", "n1")))
 	before := n.get(haRulesKey)
 	invalid(t, add("resource-affinity", "together", set("resources", "vm:100,vm:101,vm:102", "affinity", "positive")), "rule", 0, "apart and together contradict")
-	invalid(t, add("resource-affinity", "lonely", set("resources", "vm:100", "affinity", "positive")), "rule", 0, "rule lonely cannot be")
+	invalid(t, add("resource-affinity", "lonely", set("resources", "vm:100", "affinity", "positive")), "rule", 0, "rule lonely cannot be: it is about")
 	invalid(t, add("node-affinity", "nowhere", set("resources", "vm:100", "nodes", "n9")), "nodes", 0, "n9", "n1, n2, n3")
 	invalid(t, add("node-affinity", "nobody", set("resources", "vm:999", "nodes", "n1")), "resources", 0, "cannot use unmanaged resource(s) vm:999")
 	invalid(t, add("node-affinity", "x", set("resources", "vm:100", "nodes", "n1")), "rule", 0, `"x"`)
@@ -146,6 +146,11 @@ func TestAContradictionThatCameWithTheFileCanBeMendedRuleByRule(t *testing.T) {
 	must(t, err)
 	if !slices.ContainsFunc(st.Problems, func(p string) bool { return strings.HasPrefix(p, "rule apart has no effect: ") }) {
 		t.Errorf("%q", st.Problems)
+	}
+	all, err := n.m.roles.Rules.Rules(t.Context())
+	must(t, err)
+	if all.Dropped["apart"] == "" || all.Dropped["together"] == "" {
+		t.Errorf("%q", all.Dropped)
 	}
 	must(t, n.m.roles.Rules.RemoveRule(t.Context(), "apart"))
 }
@@ -402,7 +407,7 @@ func TestFencingMethodsAreCheckedBeforeTheyAreInForce(t *testing.T) {
 	n := askedNode(t)
 	f := n.m.roles.Fencing
 	good := set("node", "n2", "address", "10.0.9.2", "user", "sauh", "password-file", "priv/fence/bmc")
-	must(t, f.SetFenceMethod(t.Context(), api.Section{Type: "ipmi", ID: "bmc"}, good, ""))
+	must(t, f.SetFenceMethod(t.Context(), api.Section{Type: "ipmi", ID: "bmc"}, good, "hush"))
 	before := n.get(fenceCfgKey)
 	n.follow()
 	invalid(t, f.SetFenceMethod(t.Context(), api.Section{Type: "ipmi", ID: "two"}, set("node", "n2", "address", "a b"), ""), "address", 0, "address")
@@ -418,6 +423,16 @@ func TestFencingMethodsAreCheckedBeforeTheyAreInForce(t *testing.T) {
 	if diff := cmp.Diff(before, n.get(fenceCfgKey)); diff != "" {
 		t.Errorf("a refusal changed the file: %s", diff)
 	}
+	if n.get("config/priv/fence/bmc") != "hush\n" {
+		t.Error("the password did not come with the method")
+	}
+	gone := set("password-file", "priv/fence/gone")
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{ID: "bmc"}, gone, ""), "password-file", 0, "priv/fence/gone does not exist")
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{ID: "bmc"}, set("address", "a b"), "other"), "address", 0)
+	invalid(t, f.SetFenceMethod(t.Context(), api.Section{ID: "bmc"}, set("timeout", "20"), "a\nb"), "secret", 0)
+	if diff := cmp.Diff(before, n.get(fenceCfgKey)); diff != "" || n.get("config/priv/fence/bmc") != "hush\n" {
+		t.Errorf("a refusal changed the file or the password: %s", diff)
+	}
 	must(t, f.SetFenceSecret(t.Context(), "bmc", "hush\n"))
 	if n.get("config/priv/fence/bmc") != "hush\n" {
 		t.Error("the password is not there")
@@ -428,8 +443,11 @@ func TestFencingMethodsAreCheckedBeforeTheyAreInForce(t *testing.T) {
 	if n.get("config/priv/fence/bmc") != "" {
 		t.Error("the password is still there")
 	}
-	refused := f.SetFenceMethod(t.Context(), api.Section{Type: "ceph", ID: "blocklist"}, api.Edit{Set: map[string]string{"storages": "fast"}}, "")
+	refused := f.SetFenceMethod(t.Context(), api.Section{Type: "ceph", ID: "blocklist"}, api.Edit{Set: map[string]string{"storages": "nas"}}, "")
 	invalid(t, refused, "storages", 0, "it has no effect")
+	refused = f.SetFenceMethod(t.Context(), api.Section{Type: "ceph", ID: "blocklist"}, set("storages", "nas,fast"), "")
+	invalid(t, refused, "storages", 0, `storage.cfg has no storage "fast": it has nas`)
+	invalid(t, f.SetFenceFile(t.Context(), "ceph: blocklist\n\tstorages nas,fast\n", ""), "storages", 2, `no storage "fast"`)
 	n.follow()
 	all, err := f.FenceMethods(t.Context())
 	must(t, err)

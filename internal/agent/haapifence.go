@@ -55,7 +55,22 @@ func (h *haFencing) checkFence(old, next []byte) error {
 	for _, n := range h.roster.nodes() {
 		members = append(members, n.Name)
 	}
-	return pveconf.FenceNodes(all, members)
+	if err := pveconf.FenceNodes(all, members); err != nil {
+		return err
+	}
+	storages, err := mirror.Decode(h.mirror.Snapshot(), storageCfgKey, pveconf.ParseStorages)
+	if err != nil {
+		return err
+	}
+	return pveconf.FenceStorages(all, storageNames(storages.Value))
+}
+
+func storageNames(all []pveconf.Storage) []string {
+	names := make([]string, len(all))
+	for i, s := range all {
+		names[i] = s.ID
+	}
+	return names
 }
 
 // SetFenceFile implements api.HAFencing.
@@ -79,6 +94,9 @@ func (h *haFencing) fenceEdit(what, digest string, change func(*pveconf.SectionF
 // SetFenceMethod implements api.HAFencing. A rehearsal never sees the line without its password, or the other way round.
 func (h *haFencing) SetFenceMethod(ctx context.Context, id api.Section, e api.Edit, secret string) error {
 	if secret == "" {
+		if err := h.passwordThere(ctx, e.Set["password-file"]); err != nil {
+			return err
+		}
 		return editSections(ctx, h.st, h.methodEdit(id, e))
 	}
 	file, err := secretFile(id.ID, secret)
@@ -115,6 +133,18 @@ func (h *haFencing) methodEdit(id api.Section, e api.Edit) sectionEdit {
 	})
 }
 
+// passwordThere refuses a file of the configuration that is not there; "" is none.
+func (h *haFencing) passwordThere(ctx context.Context, path string) error {
+	if path == "" {
+		return nil
+	}
+	kv, err := read(ctx, h.st, model.ConfigPrefix+path)
+	if err == nil && kv.ModRevision == 0 {
+		return model.Invalidf("password-file", "the file %s does not exist: give the password itself with --password-stdin instead", path)
+	}
+	return err
+}
+
 // usableMethod reads one method, and refuses a node that is not there.
 func (h *haFencing) usableMethod(s pveconf.Section) (pveconf.FenceMethod, error) {
 	m, err := pveconf.FenceFromSection(s)
@@ -127,6 +157,9 @@ func (h *haFencing) usableMethod(s pveconf.Section) (pveconf.FenceMethod, error)
 	if m.Type == pveconf.FenceCeph {
 		storages, err := mirror.Decode(h.mirror.Snapshot(), storageCfgKey, pveconf.ParseStorages)
 		if err != nil {
+			return m, err
+		}
+		if err := pveconf.FenceStorages([]pveconf.FenceMethod{m}, storageNames(storages.Value)); err != nil {
 			return m, err
 		}
 		usable := usableRBD(storages.Value)

@@ -7,6 +7,7 @@ import (
 
 	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/api"
+	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
 	"sauh.dev/sauh/internal/core/rules"
@@ -20,6 +21,8 @@ type haRules struct {
 	roster roster
 	// known are the HA resources.
 	known func() ([]pveconf.HAResource, error)
+	// view says which rules have no effect.
+	view func() ha.View
 }
 
 // Rules implements api.HARules.
@@ -35,7 +38,14 @@ func (h *haRules) Rules(context.Context) (api.Sections, error) {
 			sections[i] = sections[i].With("comment", text) // as it was written, not as it is stored
 		}
 	}
-	return apiSections(sections, digest), nil
+	out := apiSections(sections, digest)
+	for _, d := range h.view().Rules.Dropped() {
+		if out.Dropped == nil {
+			out.Dropped = map[string]string{}
+		}
+		out.Dropped[d.Rule] = d.Reason
+	}
+	return out, nil
 }
 
 // Groups implements api.HARules.
@@ -179,7 +189,7 @@ func (h *haRules) checkRules(old, next []byte) error {
 			continue
 		}
 		if len(c.Rules) == 1 {
-			return model.Invalidf("rule", "rule %s cannot be: %s", c.Rules[0], c.Reason)
+			return model.Invalidf("rule", "rule %s cannot be: %s", c.Rules[0], strings.Replace(c.Reason, "rule "+c.Rules[0]+" ", "it ", 1))
 		}
 		return model.Invalidf("rule", "the rules %s contradict one another: %s; change or remove one of them", strings.Join(c.Rules, " and "), c.Reason)
 	}

@@ -177,7 +177,7 @@ func (m *member) wire(a *Agent, st memberStore, times lease.Params) {
 // offerHA makes what a person may see and change of HA.
 func (m *member) offerHA(res *resources) {
 	st, mirror, roster, seen := m.st, m.mirror, m.roster, sight{m.name, m.manager.params, m.manager.view}
-	rules := &haRules{st: st, mirror: mirror, roster: roster, known: res.known}
+	rules := &haRules{st: st, mirror: mirror, roster: roster, known: res.known, view: m.manager.view}
 	fencing := &haFencing{st: st, mirror: mirror, roster: roster, drivers: m.fencing}
 	configured := &haResources{resources: res, purge: rules.purgeRules}
 	m.roles.HA = haView{configured, &haStatus{

@@ -136,7 +136,8 @@ func (s *server) guestDestroy(ctx context.Context, c *call) (any, error) {
 	}
 	if err == nil {
 		if !c.args.bool("purge") {
-			return nil, errorf(http.StatusInternalServerError, "unable to remove VM %d - used in HA resources and purge parameter not set: `sauh vm destroy %d --purge` takes it out of them, too", id, id)
+			return nil, errorf(http.StatusInternalServerError,
+				"unable to remove VM %d - used in HA resources and purge parameter not set: `sauh vm destroy %d --purge` takes it out of them, too", id, id)
 		}
 		if err := s.b.HA.HARemove(ctx, id.SID(), true); err != nil {
 			return nil, err

@@ -202,6 +202,16 @@ func words(list string) []string {
 	return strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ';' || r == ' ' || r == 0 })
 }
 
+// checkLists refuses a list of nothing but separators. One that is empty is none, which is another thing.
+func checkLists(a args, keys ...string) error {
+	for _, k := range keys {
+		if strings.TrimSpace(a[k]) != "" && len(words(a[k])) == 0 {
+			return invalidParam(k, "'%s' names nothing: separate words by commas, or leave it out", a[k])
+		}
+	}
+	return nil
+}
+
 func resourceKeys() []string {
 	return []string{"state", "comment", "max_restart", "max_relocate", "failback", "auto-rebalance", "group", "order", "after", "reset-on"}
 }
@@ -217,10 +227,19 @@ func (s *server) haAdd(ctx context.Context, c *call) (any, error) {
 	if c.args.has("group") {
 		return nil, groupsAreRules("group")
 	}
-	err = s.b.HA.HAAdd(ctx, HAResource{
+	if err := checkLists(c.args, "after", "reset-on"); err != nil {
+		return nil, err
+	}
+	r := HAResource{
 		SID: sid, State: requestedState(c.args, "started"), Comment: c.args["comment"],
 		Values: settings(c.args, "sid", "type", "state", "comment"),
-	})
+	}
+	for _, key := range []string{"after", "reset-on"} { // an empty one is none
+		if strings.TrimSpace(r.Values[key]) == "" {
+			delete(r.Values, key)
+		}
+	}
+	err = s.b.HA.HAAdd(ctx, r)
 	if errors.Is(err, model.ErrExists) {
 		return nil, existsf("resource ID '%s' already defined", sid)
 	}
@@ -234,6 +253,9 @@ func (s *server) haSet(ctx context.Context, c *call) (any, error) {
 	}
 	if c.args.has("group") {
 		return nil, groupsAreRules("group")
+	}
+	if err := checkLists(c.args, "after", "reset-on"); err != nil {
+		return nil, err
 	}
 	e, err := edit(c.args, resourceKeys(), "sid")
 	if err != nil {
@@ -271,9 +293,6 @@ func (s *server) haMove(kind string) handler {
 			return nil, err
 		}
 		m, err := s.b.Services.Move(ctx, sid, kind, c.args["node"])
-		if errors.Is(err, model.ErrNotFound) {
-			return nil, notFoundf("no such cluster node '%s'", c.args["node"])
-		}
 		if err != nil {
 			return nil, err
 		}

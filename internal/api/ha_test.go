@@ -45,6 +45,7 @@ DELETE /cluster/ha/resources/vm:199
 func TestHARuleEndpoints(t *testing.T) {
 	f := apitest.New()
 	f.Groups.List = []api.Section{{Type: "group", ID: "fast", Values: map[string]string{"nodes": "n1:2,n2", "restricted": "1"}}}
+	f.Rules.Dropped = map[string]string{"two-shops": "it contradicts another"}
 	transcript(t, "harules", f, `
 GET /cluster/ha/rules
 GET /cluster/ha/rules?type=node-affinity

@@ -19,6 +19,8 @@ type Section struct {
 type Sections struct {
 	List   []Section `json:"list"`
 	Digest string    `json:"digest"` // SHA-1 of the file, hexadecimal
+	// Dropped says of rules by their ID why they have no effect.
+	Dropped map[string]string `json:"dropped,omitempty"`
 }
 
 // Edit changes one entry, or a file of lines "key: value".
@@ -281,8 +283,8 @@ type HAFencing interface {
 	FenceFile(ctx context.Context) (HAFenceFile, error)
 	// SetFenceFile replaces the file; digest as in Edit.
 	SetFenceFile(ctx context.Context, text, digest string) error
-	// SetFenceMethod changes one section, or makes it where Section.Type is set and there is none. A secret that is not "" becomes its password in the
-	// same transaction, in priv/fence/<id>; if either is refused both are as they were.
+	// SetFenceMethod changes one section, or makes it where Section.Type is set and there is none. A secret that is not "" becomes its password
+	// and its password-file in the same step; without one the password-file that is set must be there.
 	SetFenceMethod(ctx context.Context, s Section, e Edit, secret string) error
 	RemoveFenceMethod(ctx context.Context, id string) error
 	// SetFenceSecret writes a password to priv/fence/<name>; "" deletes it. Nobody can read it back.

@@ -50,9 +50,13 @@ func ruleError(id string, err error) error {
 }
 
 // ruleRow is a rule; whether it is strict is always said, because the two types differ in what nothing means.
-func ruleRow(r Section, order int, digest string) obj {
+func ruleRow(all Sections, i int) obj {
+	r := all.List[i]
 	o := typed(r.Values, "strict", "disable", "weight")
-	o["rule"], o["type"], o["order"], o["digest"] = r.ID, r.Type, order, digest
+	o["rule"], o["type"], o["order"], o["digest"] = r.ID, r.Type, i+1, all.Digest
+	if why := all.Dropped[r.ID]; why != "" {
+		o["errors"] = obj{"resources": why}
+	}
 	if _, ok := o["strict"]; !ok {
 		o["strict"] = b01(r.Type == "resource-affinity")
 	}
@@ -84,7 +88,7 @@ func (s *server) ruleList(ctx context.Context, c *call) (any, error) {
 	for i, r := range all.List {
 		about := !c.args.has("resource") || slices.Contains(words(r.Values["resources"]), c.args["resource"])
 		if about && (c.args["type"] == "" || c.args["type"] == r.Type) {
-			out = append(out, ruleRow(r, i+1, all.Digest))
+			out = append(out, ruleRow(all, i))
 		}
 	}
 	return out, nil
@@ -97,7 +101,7 @@ func (s *server) ruleGet(ctx context.Context, c *call) (any, error) {
 	}
 	for i, r := range all.List {
 		if r.ID == c.args["rule"] {
-			return ruleRow(r, i+1, all.Digest), nil
+			return ruleRow(all, i), nil
 		}
 	}
 	return nil, noRule(c.args["rule"])

@@ -51,7 +51,7 @@ type Main struct {
 // When ctx is done a running migration is cancelled and every other wait ends.
 func (m *Main) Run(ctx context.Context, args []string) int {
 	root := m.root()
-	root.SetArgs(args)
+	root.SetArgs(pveArgs(args))
 	root.SetIn(m.Stdin)
 	root.SetOut(m.Stdout)
 	root.SetErr(m.Stderr)

@@ -99,7 +99,9 @@ func setup(env *testscript.Env) error {
 	return nil
 }
 
-// fakeCommand changes the agent: fail METHOD KIND TEXT, taskfail TYPE TEXT, says TYPE LINE, endless, stopped VMID, noquorum, alone, alarm SID TEXT, disarmed, measured, unmeasured, minority, along SID, blocked SID, await CALL; calls prints what was asked of it.
+// fakeCommand changes the agent: fail METHOD KIND TEXT, taskfail TYPE TEXT, says TYPE LINE, endless, stopped VMID, noquorum, alone, alarm SID TEXT,
+// disarmed, measured, unmeasured, minority, along SID, blocked SID, disarm-node NODE, noplan,
+// group ID NODES, dropped RULE WHY, await CALL; calls prints what was asked of it.
 func fakeCommand(ts *testscript.TestScript, neg bool, args []string) {
 	f := ts.Value(fakeKey{}).(*apitest.Fake)
 	switch args[0] {
@@ -144,6 +146,18 @@ func change(ts *testscript.TestScript, f *apitest.Fake, args []string) {
 		f.Plan.Quorate = false
 	case "along":
 		f.Moved.With = args[1:]
+	case "disarm-node":
+		for i := range f.HA.Nodes {
+			if f.HA.Nodes[i].Node == args[1] {
+				f.HA.Nodes[i].Disarm = "freeze"
+			}
+		}
+	case "noplan":
+		f.Plan.Moves, f.Plan.Down = []api.HAPlacement{}, []api.HAPlacement{}
+	case "group":
+		f.Groups.List = append(f.Groups.List, api.Section{Type: "group", ID: args[1], Values: map[string]string{"nodes": args[2], "restricted": "1"}})
+	case "dropped":
+		f.Rules.Dropped = map[string]string{args[1]: args[2]}
 	case "blocked":
 		f.Moved.Blocking = []api.HABlocking{{SID: args[1], Cause: "resource-affinity"}}
 	case "alone":

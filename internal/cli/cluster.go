@@ -29,7 +29,8 @@ func (m *Main) clusterCreate() *cobra.Command {
 	cmd.Flags().StringVar(&r.NodeName, "node-name", "", "this node's name (default: that of agent.json, or the host's)")
 	cmd.Flags().StringVar(&r.Mgmt, "mgmt", "", "this node's address in the management network (default: that of agent.json)")
 	cmd.Flags().StringVar(&r.Cluster, "cluster", "", "this node's address in the cluster network (default: that of agent.json)")
-	cmd.Flags().StringVar(&r.HAProfile, "ha-profile", "", "times of the lease, for good: default (a lost node's guests move after 10.5 s) or fast (5.5 s; needs a network that is never away for 4)")
+	cmd.Flags().StringVar(&r.HAProfile, "ha-profile", "",
+		"times of the lease, for good: default (a lost node's guests move after 10.5 s) or fast (5.5 s; needs a network that is never away for 4)")
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		r.Name = args[0]
 		for flag, addr := range map[string]string{"mgmt": r.Mgmt, "cluster": r.Cluster} {

@@ -16,12 +16,14 @@ import (
 
 func (m *Main) fenceCommand() *cobra.Command {
 	return group("fence", "Say how a node is proved dead sooner than its lease does",
-		"  sauh ha fence set redfish n2-bmc node=n2 address=10.0.9.2 user=sauh fingerprint=AB:CD… --password-stdin\n  sauh ha fence test n2",
+		"  sauh ha fence set redfish n2-bmc node=n2 address=10.0.9.2 user=sauh fingerprint=AB:CD… --password-stdin <secret\n  sauh ha fence test n2",
 		m.fenceList(), m.fenceSet(), m.fenceRemove(), m.fenceFile(), m.fenceTest("test"))
 }
 
 func (m *Main) fenceList() *cobra.Command {
-	cmd := &cobra.Command{Use: "list", Short: "List each node's methods, what they are worth, and their last rehearsal", Example: "  sauh ha fence list", Args: takes()}
+	cmd := &cobra.Command{
+		Use: "list", Short: "List each node's methods, what they are worth, and their last rehearsal", Example: "  sauh ha fence list", Args: takes(),
+	}
 	out := m.outputFlag(cmd)
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
 		list, err := c.FenceMethods(ctx)
@@ -75,6 +77,9 @@ func (m *Main) fenceSet() *cobra.Command {
 	cmd.Flags().StringVar(&digest, "digest", "", "refuse the change if the file is not the one with this digest")
 	cmd.Flags().BoolVar(&stdin, "password-stdin", false, "read the password from standard input")
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+		if strings.ContainsAny(args[1], "/\\ ") {
+			return usageError(cmd, "%q is no name of a method: use letters, digits, '-' and '_', such as n2-bmc", args[1])
+		}
 		e := api.Edit{Set: map[string]string{}, Delete: del, Digest: digest}
 		for _, a := range args[2:] {
 			key, value, ok := strings.Cut(a, "=")
@@ -90,18 +95,20 @@ func (m *Main) fenceSet() *cobra.Command {
 			return usageError(cmd, "a password stands in no command line: give it on standard input with --password-stdin")
 		}
 		secret := ""
+		if _, there := e.Set["password-file"]; there && stdin {
+			return usageError(cmd, "--password-stdin writes a password file of its own: leave out password-file")
+		}
 		if stdin {
 			var err error
 			if secret, err = m.fencePassword(); err != nil {
 				return err
 			}
-			e.Set["password-file"] = "priv/fence/" + args[1]
 		}
-		if len(e.Set)+len(e.Delete) == 0 {
+		if len(e.Set)+len(e.Delete) == 0 && !stdin {
 			return usageError(cmd, "nothing to change: give KEY=VALUE, --delete or --password-stdin")
 		}
-		if err := c.SetFenceMethodSecret(ctx, args[0], args[1], e, secret); err != nil {
-			return err // the method and its password are as they were
+		if err := c.SetFenceMethod(ctx, args[0], args[1], e, secret); err != nil {
+			return err
 		}
 		m.say("%s: %s is configured; try it with 'sauh ha fence test %s'", args[0], args[1], orWord(e.Set["node"], "NODE"))
 		return nil
@@ -130,7 +137,8 @@ func (m *Main) fencePassword() (string, error) {
 
 func (m *Main) fenceRemove() *cobra.Command {
 	return &cobra.Command{
-		Use: "remove METHOD", Short: "Delete a method, and its password unless another method uses it", Example: "  sauh ha fence remove n2-bmc", Args: takes("METHOD"),
+		Use: "remove METHOD", Short: "Delete a method, and its password unless another method uses it", Example: "  sauh ha fence remove n2-bmc",
+		Args: takes("METHOD"),
 		RunE: m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 			if err := c.RemoveFenceMethod(ctx, args[0]); err != nil {
 				return err
@@ -164,6 +172,9 @@ func (m *Main) fenceFile() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if !hasSection(string(b)) {
+			return fmt.Errorf("%s has no method, and would delete all that there are: 'sauh ha fence remove METHOD' deletes one", from)
+		}
 		if err := c.SetFenceFile(ctx, string(b), digest); err != nil {
 			return err
 		}
@@ -171,6 +182,16 @@ func (m *Main) fenceFile() *cobra.Command {
 		return nil
 	})
 	return cmd
+}
+
+// hasSection says whether a file has more than comments and empty lines.
+func hasSection(text string) bool {
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+			return true
+		}
+	}
+	return false
 }
 
 // fenceTest is `ha fence test`, and `ha fence-test` for who looks for it beside the commands of HA.

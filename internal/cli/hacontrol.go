@@ -92,16 +92,44 @@ func (m *Main) haMaintenance() *cobra.Command {
 	}
 }
 
+// maintain turns a node's maintenance on or off and says what comes of it, by what was before and by whether HA acts at all.
 func (m *Main) maintain(ctx context.Context, c *client.Client, node string, on bool) error {
+	st, err := c.HAStatus(ctx)
+	if err != nil {
+		return err
+	}
 	if err := c.HAMaintenance(ctx, node, on); err != nil {
 		return err
 	}
-	if on {
+	was := slices.ContainsFunc(st.Nodes, func(n api.HANodeStatus) bool { return n.Node == node && n.Mode == "maintenance" })
+	arm := armsAgain(st, node)
+	switch {
+	case !on && !was:
+		m.say("%s was not in maintenance: nothing is changed", node)
+	case on && arm != "":
+		m.say("the maintenance of %s is noted: while HA is disarmed no guest leaves; they do once it is armed again, by %s", node, arm)
+	case on:
 		m.say("%s is in maintenance: its protected guests leave; 'sauh ha status' shows when it is empty of them", node)
-	} else {
+	case arm != "":
+		m.say("the maintenance of %s is over: while HA is disarmed no guest returns; those that left it do once it is armed again, by %s", node, arm)
+	default:
 		m.say("the maintenance of %s is over: the guests that left it return", node)
 	}
 	return nil
+}
+
+// armsAgain are the commands that end what keeps HA from acting for a node, "" if nothing does.
+func armsAgain(st api.HAStatus, node string) string {
+	var out []string
+	if st.Disarm != "" {
+		out = append(out, "'sauh ha arm'")
+	}
+	for _, n := range st.Nodes {
+		if n.Node == node && n.Disarm != "" {
+			out = append(out, "'sauh ha arm --node "+node+"'")
+		}
+	}
+	return strings.Join(out, " and ")
 }
 
 func (m *Main) haDisarm() *cobra.Command {
@@ -140,7 +168,9 @@ func (m *Main) haDisarm() *cobra.Command {
 
 func (m *Main) haArm() *cobra.Command {
 	node := ""
-	cmd := &cobra.Command{Use: "arm", Short: "End what 'sauh ha disarm' began, for the cluster or for one node", Example: "  sauh ha arm\n  sauh ha arm --node n2", Args: takes()}
+	cmd := &cobra.Command{
+		Use: "arm", Short: "End what 'sauh ha disarm' began, for the cluster or for one node", Example: "  sauh ha arm\n  sauh ha arm --node n2", Args: takes(),
+	}
 	cmd.Flags().StringVar(&node, "node", "", "this node alone")
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
 		if err := c.HAArm(ctx, node); err != nil {
@@ -162,6 +192,14 @@ func (m *Main) haArm() *cobra.Command {
 		return nil
 	})
 	return cmd
+}
+
+// orDefault is a value of a file, or what holds where it has none.
+func orDefault(value, otherwise string) string {
+	if value == "" {
+		return otherwise + " (default)"
+	}
+	return value
 }
 
 func (m *Main) haOptions() *cobra.Command {
@@ -189,7 +227,10 @@ func (m *Main) haOptions() *cobra.Command {
 				e.Delete[i] = "ha"
 			}
 		}
-		if len(e.Set)+len(e.Delete) > 0 {
+		switch {
+		case len(e.Set)+len(e.Delete) == 0 && cmd.Flags().Changed("digest"):
+			return usageError(cmd, "nothing to change: --digest is about a change")
+		case len(e.Set)+len(e.Delete) > 0:
 			if err := c.SetOptions(ctx, e); err != nil {
 				return err
 			}
@@ -199,8 +240,8 @@ func (m *Main) haOptions() *cobra.Command {
 			return err
 		}
 		return out.print(values, func(w io.Writer) {
-			facts(w, "ha", orWord(values["ha"], "default"), "crs", orWord(values["crs"], "default"),
-				"failures-to-tolerate", orWord(values["failures-to-tolerate"], "0"))
+			facts(w, "ha", orDefault(values["ha"], "shutdown_policy=conditional"), "crs", orDefault(values["crs"], "ha=basic"),
+				"failures-to-tolerate", orDefault(values["failures-to-tolerate"], "0"))
 		})
 	})
 	return cmd

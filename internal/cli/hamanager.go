@@ -14,10 +14,12 @@ import (
 	"sauh.dev/sauh/internal/client"
 )
 
-// haManagerCommand is Proxmox VE's ha-manager: the same words, the same order of arguments, the same flags.
+// haManagerCommand is Proxmox VE's ha-manager: the same words, the same order of arguments, the same flags. Its commands for groups, which Proxmox VE 9
+// replaced by rules, say so.
 func (m *Main) haManagerCommand() *cobra.Command {
 	return group("ha-manager", "Control HA in the form known from Proxmox VE", "  sauh ha-manager status\n  sauh ha-manager crm-command migrate vm:100 n2",
 		m.pveStatus(), m.pveConfig(), m.pveAdd(), m.pveSet(), m.pveRemove(), m.pveMove("migrate"), m.pveMove("relocate"),
+		m.pveRules(), m.pveGroupConfig(), pveGroup("groupadd", "add"), pveGroup("groupset", "set"), pveGroup("groupremove", "remove"),
 		group("crm-command", "Send a command to the manager", "  sauh ha-manager crm-command stop vm:100 60",
 			m.pveMove("migrate"), m.pveMove("relocate"), m.pveStop(),
 			group("node-maintenance", "Put a node into maintenance or take it out", "  sauh ha-manager crm-command node-maintenance enable n2",
@@ -26,26 +28,41 @@ func (m *Main) haManagerCommand() *cobra.Command {
 }
 
 func (m *Main) pveStatus() *cobra.Command {
-	return &cobra.Command{
-		Use: "status", Short: "Show quorum, manager, nodes and services", Example: "  sauh ha-manager status", Args: takes(),
-		RunE: m.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
-			rows, err := c.HACurrent(ctx)
-			if err != nil {
-				return err
-			}
-			st, err := c.HAStatus(ctx)
-			if err != nil {
-				return err
-			}
-			m.printAlarms(m.Stdout, st.Alarms)
-			for _, r := range rows {
-				if r.Type != "alarm" {
-					m.say("%s %s", r.Type, r.Status)
-				}
-			}
-			return nil
-		}),
+	verbose := "0"
+	cmd := &cobra.Command{
+		Use: "status", Short: "Show quorum, manager, nodes and services", Example: "  sauh ha-manager status\n  sauh ha-manager status --verbose", Args: takes(),
 	}
+	pveFlag(cmd.Flags(), &verbose, "verbose", "also what the manager and each node say, as JSON")
+	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+		full, err := isYes(cmd, "verbose", verbose)
+		if err != nil {
+			return err
+		}
+		rows, err := c.HACurrent(ctx)
+		if err != nil {
+			return err
+		}
+		st, err := c.HAStatus(ctx)
+		if err != nil {
+			return err
+		}
+		m.printAlarms(m.Stdout, st.Alarms)
+		for _, r := range rows {
+			if r.Type != "alarm" {
+				m.say("%s %s", r.Type, r.Status)
+			}
+		}
+		if !full {
+			return nil
+		}
+		state, err := c.HAManagerStatus(ctx)
+		if err != nil {
+			return err
+		}
+		m.say("full cluster state:")
+		return pretty(m.Stdout, state)
+	})
+	return cmd
 }
 
 func (m *Main) pveConfig() *cobra.Command {
@@ -71,7 +88,7 @@ func (m *Main) pveConfig() *cobra.Command {
 func pveSettings(f *pflag.FlagSet) *entry {
 	var list []setting
 	for _, s := range resourceSettings() {
-		s.flag, s.yesNo = s.key, false // --failback 0, with a value
+		s.flag, s.yesNo = s.key, false // "--failback 0", with a value
 		list = append(list, s)
 	}
 	return entryFlags(f, list...)
@@ -102,11 +119,11 @@ func (m *Main) pveSet() *cobra.Command {
 func (m *Main) pveRemove() *cobra.Command {
 	purge := "1"
 	cmd := &cobra.Command{Use: "remove SID", Short: "Remove an HA resource", Example: "  sauh ha-manager remove vm:100", Args: takes("SID")}
-	cmd.Flags().StringVar(&purge, "purge", purge, "also from the rules that name it: 1 or 0") // with a value, as ha-manager has it
+	pveFlag(cmd.Flags(), &purge, "purge", "also from the rules that name it")
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		on, err := strconv.ParseBool(purge)
+		on, err := isYes(cmd, "purge", purge)
 		if err != nil {
-			return usageError(cmd, "--purge is 1 or 0, not %q", purge)
+			return err
 		}
 		return c.HARemove(ctx, args[0], !on)
 	})
@@ -125,8 +142,8 @@ func (m *Main) pveMove(kind string) *cobra.Command {
 
 func (m *Main) pveStop() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "stop SID TIMEOUT", Short: "Stop a resource, hard after TIMEOUT seconds; 0 stops it hard at once", Example: "  sauh ha-manager crm-command stop vm:100 60",
-		Args: takes("SID", "TIMEOUT"),
+		Use: "stop SID TIMEOUT", Short: "Stop a resource, hard after TIMEOUT seconds; 0 stops it hard at once",
+		Example: "  sauh ha-manager crm-command stop vm:100 60", Args: takes("SID", "TIMEOUT"),
 	}
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		n, err := strconv.Atoi(args[1])

@@ -13,14 +13,15 @@ import (
 
 	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/client"
+	"sauh.dev/sauh/internal/core/pveconf"
 	"sauh.dev/sauh/internal/core/units"
 )
 
 func (m *Main) haStatus() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status", Short: "Show nodes, protected guests, and how many node failures the cluster can take now",
-		Long: "Alarms of the double-run detector come first. What each state means stands in docs/ha.md.", Example: "  sauh ha status\n  sauh ha status --output json",
-		Args: takes(),
+		Long:    "Alarms of the double-run detector come first. What each state means stands in docs/ha.md.",
+		Example: "  sauh ha status\n  sauh ha status --output json", Args: takes(),
 	}
 	out := m.outputFlag(cmd)
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
@@ -35,7 +36,7 @@ func (m *Main) haStatus() *cobra.Command {
 
 func (m *Main) printHA(w io.Writer, st api.HAStatus) {
 	m.printAlarms(w, st.Alarms)
-	manager, quorate, armed := st.Manager, yesNo(st.Quorate), "yes"
+	manager, quorate, armed := st.Manager, yesNo(st.Quorate), armedWords(st.Nodes)
 	if manager == "" {
 		manager = "none"
 	}
@@ -50,7 +51,7 @@ func (m *Main) printHA(w io.Writer, st api.HAStatus) {
 		fmt.Fprintln(w, "Problem:   "+p)
 	}
 	if t := st.Tolerance; t != nil && len(t.Lost) > 0 {
-		fmt.Fprintf(w, "Without %s these would not come back:\n", strings.Join(t.Failed, " and "))
+		fmt.Fprintf(w, "Without %s these would not come back:\n", enumerate(t.Failed))
 		for _, l := range t.Lost {
 			fmt.Fprintf(w, "  %s: %s\n", l.SID, l.Reason)
 		}
@@ -67,6 +68,29 @@ func (m *Main) printHA(w io.Writer, st api.HAStatus) {
 		rows = append(rows, []string{r.SID, r.Node, r.State, status, r.Reason})
 	}
 	table(w, rows...)
+}
+
+// armedWords says of an armed cluster which nodes are not.
+func armedWords(nodes []api.HANodeStatus) string {
+	var not []string
+	for _, n := range nodes {
+		if n.Disarm != "" {
+			not = append(not, n.Node)
+		}
+	}
+	if len(not) == 0 {
+		return "yes"
+	}
+	return "yes, but NOT " + enumerate(not) + ": no guest of it is brought back"
+}
+
+// enumerate joins words as a sentence does: "n1, n2 and n3".
+func enumerate(list []string) string {
+	if len(list) < 2 {
+		return strings.Join(list, "")
+	}
+	last := len(list) - 1
+	return strings.Join(list[:last], ", ") + " and " + list[last]
 }
 
 // printAlarms cannot be overlooked: first, framed, and in capitals.
@@ -180,13 +204,16 @@ func (m *Main) haAcknowledge() *cobra.Command {
 		Long:    "Do it when the guest runs once and its disks are checked. A guest that goes on running twice raises another alarm within seconds.",
 		Example: "  sauh ha acknowledge vm:100", Args: takes("vm:VMID"),
 		RunE: m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-			st, err := c.HAStatus(ctx)
-			if err != nil {
-				return err
-			}
 			sid := args[0]
 			if !strings.Contains(sid, ":") {
 				sid = "vm:" + sid
+			}
+			if _, err := pveconf.ParseSID(sid); err != nil {
+				return fmt.Errorf("%q is no guest: write vm:100 or 100", args[0])
+			}
+			st, err := c.HAStatus(ctx)
+			if err != nil {
+				return err
 			}
 			for _, a := range st.Alarms {
 				if a.SID != sid {
@@ -273,7 +300,11 @@ func (m *Main) haWhatIf() *cobra.Command {
 	}
 	out := m.outputFlag(cmd)
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		p, err := c.HAWhatIf(ctx, strings.Split(args[0], ","))
+		nodes := strings.Split(args[0], ",")
+		if slices.Contains(nodes, "") {
+			return usageError(cmd, "%q has an empty name: write n2,n3", args[0])
+		}
+		p, err := c.HAWhatIf(ctx, nodes)
 		if err != nil {
 			return err
 		}
@@ -289,8 +320,12 @@ func printPlan(w io.Writer, p api.HAPlan) {
 			lost++
 		}
 	}
-	fmt.Fprintf(w, "If %s were lost, %s would come back and %s would not.\n", strings.Join(p.Lost, " and "),
-		plural(len(p.Moves)-lost, "protected guest"), strconv.Itoa(lost))
+	if len(p.Moves) == 0 {
+		fmt.Fprintf(w, "If %s were lost, no protected guest would have to be brought back.\n", enumerate(p.Lost))
+	} else {
+		fmt.Fprintf(w, "If %s were lost, %s would come back and %s would not.\n", enumerate(p.Lost),
+			plural(len(p.Moves)-lost, "protected guest"), strconv.Itoa(lost))
+	}
 	if !p.Quorate {
 		fmt.Fprintln(w, "THE NODES LEFT WOULD BE NO MAJORITY: nothing would be decided, and none would come back, until one returned.")
 	}

@@ -184,7 +184,9 @@ func labExec(name *string) *cobra.Command {
 }
 
 func labPower(name *string) *cobra.Command {
-	actions := []string{string(lab.PowerOn), string(lab.PowerOff), string(lab.PowerCycle), string(lab.PowerReset), string(lab.PowerShutdown), string(lab.PowerReboot)}
+	actions := []string{
+		string(lab.PowerOn), string(lab.PowerOff), string(lab.PowerCycle), string(lab.PowerReset), string(lab.PowerShutdown), string(lab.PowerReboot),
+	}
 	return &cobra.Command{
 		Use:       "power NODE on|off|cycle|reset|shutdown|reboot",
 		Short:     "Switch a node's power",

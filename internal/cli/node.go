@@ -43,7 +43,8 @@ func (m *Main) nodeDrain() *cobra.Command {
 
 func (m *Main) nodeEnd(command, short string) *cobra.Command {
 	return &cobra.Command{
-		Use: command + " NODE", Short: short, Long: "The policy is that of 'sauh ha options'. The command returns when the end has begun; 'sauh task list' on the node shows it.",
+		Use: command + " NODE", Short: short,
+		Long:    "The policy is that of 'sauh ha options'. The command returns when the end has begun; 'sauh task list' on the node shows it.",
 		Example: "  sauh node " + command + " n2", Args: takes("NODE"),
 		RunE: m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 			if err := c.NodeCommand(ctx, args[0], command); err != nil {

@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"io"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -100,12 +102,9 @@ func (m *Main) rulesAdd() *cobra.Command {
 	}
 	set := entryFlags(cmd.Flags(), ruleSettings()...)
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		if args[0] != "node-affinity" && args[0] != "resource-affinity" {
-			return usageError(cmd, "there is no rule type %q: use node-affinity or resource-affinity", args[0])
-		}
 		values := set.given(cmd.Flags())
-		if values["resources"] == "" {
-			return usageError(cmd, "%s needs --resources", cmd.CommandPath())
+		if err := checkRule(cmd, args[0], values); err != nil {
+			return err
 		}
 		if err := c.AddRule(ctx, api.Section{Type: args[0], ID: args[1], Values: values}); err != nil {
 			return err
@@ -114,6 +113,34 @@ func (m *Main) rulesAdd() *cobra.Command {
 		return nil
 	})
 	return cmd
+}
+
+// checkLists refuses an empty word in a list of rules, as "n1," has one.
+func checkLists(cmd *cobra.Command, values map[string]string) error {
+	for _, key := range []string{"resources", "nodes"} {
+		if v := values[key]; v != "" && slices.Contains(strings.Split(v, ","), "") {
+			return usageError(cmd, "--%s has an empty word in %q: separate by one comma", key, v)
+		}
+	}
+	return nil
+}
+
+// checkRule refuses what is no rule, before anybody is asked.
+func checkRule(cmd *cobra.Command, typ string, values map[string]string) error {
+	if err := checkRuleType(cmd, typ); err != nil {
+		return err
+	}
+	if values["resources"] == "" {
+		return usageError(cmd, "%s needs --resources", cmd.CommandPath())
+	}
+	return checkLists(cmd, values)
+}
+
+func checkRuleType(cmd *cobra.Command, typ string) error {
+	if typ != "node-affinity" && typ != "resource-affinity" {
+		return usageError(cmd, "there is no rule type %q: use node-affinity or resource-affinity", typ)
+	}
+	return nil
 }
 
 func (m *Main) rulesSet() *cobra.Command {
@@ -125,6 +152,9 @@ func (m *Main) rulesSet() *cobra.Command {
 	cmd.RunE = m.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		e, err := set.edit(cmd)
 		if err != nil {
+			return err
+		}
+		if err := checkLists(cmd, e.Set); err != nil {
 			return err
 		}
 		if err := c.SetRule(ctx, args[0], e); err != nil {

@@ -22,7 +22,8 @@ func (m *Main) storageCommand() *cobra.Command {
 		if len(args) == 0 {
 			return cmd.Help()
 		}
-		return usageError(cmd, "there is no storage type '%s' in this version: mount it under the same path on every node, and add that with 'sauh storage add dir NAME --path PATH --shared'", args[0])
+		return usageError(cmd, "there is no storage type '%s' in this version: mount it under the same path on every node, "+
+			"and add that with 'sauh storage add dir NAME --path PATH --shared'", args[0])
 	}
 	return group("storage", "Configure storages and handle volumes", "  sauh storage list\n  sauh storage content nas",
 		add, m.storageRemove(), m.storageList(), m.storageContent(), m.storageAlloc(), m.storageFree())
@@ -94,7 +95,8 @@ func (m *Main) storageList() *cobra.Command {
 					active += ": " + s.Reason
 				}
 				rows = append(rows, []string{
-					s.Storage, s.Type, s.Content, yesNo(s.Shared), yesNo(s.LateWrites), active, units.FormatBytes(s.Total), units.FormatBytes(s.Used), units.FormatBytes(s.Available), s.Path,
+					s.Storage, s.Type, s.Content, yesNo(s.Shared), yesNo(s.LateWrites), active,
+					units.FormatBytes(s.Total), units.FormatBytes(s.Used), units.FormatBytes(s.Available), s.Path,
 				})
 			}
 			table(w, rows...)
@@ -125,8 +127,9 @@ func (m *Main) storageContent() *cobra.Command {
 func (m *Main) storageAlloc() *cobra.Command {
 	var name, format string
 	cmd := &cobra.Command{
-		Use: "alloc STORAGE VMID SIZE", Short: "Make an empty volume for a guest and print its id; SIZE is 4G, 512M, …", Example: "  sauh storage alloc nas 100 4G --format qcow2",
-		Args: takes("STORAGE", "VMID", "SIZE"),
+		Use: "alloc STORAGE VMID SIZE", Short: "Make an empty volume for a guest and print its id; SIZE is 4G, 512M, …",
+		Example: "  sauh storage alloc nas 100 4G --format qcow2",
+		Args:    takes("STORAGE", "VMID", "SIZE"),
 	}
 	cmd.Flags().StringVar(&name, "name", "", "the volume's name (default: vm-VMID-disk-N)")
 	cmd.Flags().StringVar(&format, "format", "", "raw or qcow2 (default: the storage's)")

@@ -228,7 +228,8 @@ func (m *Main) vmSet() *cobra.Command {
 		unused := unusedVolumes(ctx, c, node, id, del)
 		err = c.SetGuestConfig(ctx, node, id, set, del, digest)
 		if digest != "" && errors.Is(err, model.ErrConflict) {
-			return fmt.Errorf("nothing was changed: the configuration of guest %d has another digest than %s by now; see 'sauh vm config %d --output json'", id, digest, id)
+			return fmt.Errorf("nothing was changed: the configuration of guest %d has another digest than %s by now; see 'sauh vm config %d --output json'",
+				id, digest, id)
 		}
 		if err != nil {
 			return err

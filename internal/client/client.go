@@ -129,7 +129,8 @@ func (e *UnreachableError) Error() string {
 	case errors.Is(e.Err, io.EOF), errors.Is(e.Err, syscall.ECONNRESET), errors.Is(e.Err, syscall.EPIPE):
 		return fmt.Sprintf("the Sauh agent on %s closed the connection before it answered: was it stopped? Try again", e.Address)
 	}
-	return fmt.Sprintf("the Sauh agent does not answer on %s: is it running? Start it with 'systemctl start sauh-agent' or 'sauh agent' (%v)", e.Address, innermost(e.Err))
+	return fmt.Sprintf("the Sauh agent does not answer on %s: is it running? Start it with 'systemctl start sauh-agent' or 'sauh agent' (%v)",
+		e.Address, innermost(e.Err))
 }
 
 // Unwrap returns the cause.

@@ -248,7 +248,7 @@ func TestHAArrivesUnchangedInBothDirections(t *testing.T) {
 		c.NodeLabel(ctx, "n2", &rack, nil), c.NodeCommand(ctx, "n1", "reboot"), c.HAStop(ctx, "vm:100", 0),
 		c.HADisarm(ctx, api.HADisarm{Mode: "ignore", Node: "n2", For: time.Minute}), c.HAArm(ctx, ""), c.SetFenceFile(ctx, "", ""),
 		c.SetFenceSecret(ctx, "b", "a & b"), c.SetFenceSecret(ctx, "b", ""), c.Drain(ctx, true),
-		c.SetFenceMethodSecret(ctx, "ipmi", "b", api.Edit{Set: map[string]string{"user": "u"}}, "a & b"),
+		c.SetFenceMethod(ctx, "ipmi", "b", api.Edit{Set: map[string]string{"user": "u"}}, "a & b"),
 	} {
 		if err != nil {
 			t.Errorf("call %d: %v", i, err)

@@ -32,7 +32,8 @@ func (c *Client) ClusterStatus(ctx context.Context) (st api.ClusterStatus, err e
 
 // CreateCluster makes a cluster of the agent's node. It returns when the cluster is there.
 func (c *Client) CreateCluster(ctx context.Context, r api.CreateClusterRequest) error {
-	return c.post(ctx, "/cluster/config", values("clustername", r.Name, "nodename", r.NodeName, "link0", r.Mgmt, "link1", r.Cluster, "ha-profile", r.HAProfile), nil)
+	v := values("clustername", r.Name, "nodename", r.NodeName, "link0", r.Mgmt, "link1", r.Cluster, "ha-profile", r.HAProfile)
+	return c.post(ctx, "/cluster/config", v, nil)
 }
 
 // ClusterKey makes a join key that can be used once, until valid is over.

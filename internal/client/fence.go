@@ -35,13 +35,8 @@ func (c *Client) FenceMethods(ctx context.Context) (list []api.HAFenceMethod, er
 	return list, c.get(ctx, "/sauh/ha/fence/methods", nil, &list)
 }
 
-// SetFenceMethod changes a method, or makes it where typ is given and there is none.
-func (c *Client) SetFenceMethod(ctx context.Context, typ, id string, e api.Edit) error {
-	return c.SetFenceMethodSecret(ctx, typ, id, e, "")
-}
-
-// SetFenceMethodSecret does so, and has secret be the method's password, if it is not ""; if either is refused both are as they were.
-func (c *Client) SetFenceMethodSecret(ctx context.Context, typ, id string, e api.Edit, secret string) error {
+// SetFenceMethod changes a method, or makes it where typ is given and there is none; secret is its new password, "" leaves that.
+func (c *Client) SetFenceMethod(ctx context.Context, typ, id string, e api.Edit, secret string) error {
 	v := edited(e)
 	if secret != "" {
 		v["secret"] = []string{secret}

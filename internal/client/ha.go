@@ -115,6 +115,11 @@ func (c *Client) HACurrent(ctx context.Context) (rows []HARow, err error) {
 	return rows, c.get(ctx, "/cluster/ha/status/current", nil, &rows)
 }
 
+// HAManagerStatus is what the manager and each node say, in Proxmox VE's form.
+func (c *Client) HAManagerStatus(ctx context.Context) (st map[string]any, err error) {
+	return st, c.get(ctx, "/cluster/ha/status/manager_status", nil, &st)
+}
+
 // HAExplain says why a guest is where and as it is.
 func (c *Client) HAExplain(ctx context.Context, sid string) (e api.HAExplanation, err error) {
 	return e, c.get(ctx, "/sauh/ha/explain/"+esc(sid), nil, &e)

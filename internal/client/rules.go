@@ -23,6 +23,27 @@ func (c *Client) Rules(ctx context.Context) (api.Sections, error) {
 	return out, nil
 }
 
+// HARuleRows are the rules as the API has them; typ and resource "" are all.
+func (c *Client) HARuleRows(ctx context.Context, typ, resource string) (rows []map[string]any, err error) {
+	return rows, c.get(ctx, "/cluster/ha/rules", values("type", typ, "resource", resource), &rows)
+}
+
+// HAGroups are those of ha/groups.cfg.
+func (c *Client) HAGroups(ctx context.Context) ([]api.Section, error) {
+	var rows []map[string]any
+	if err := c.get(ctx, "/cluster/ha/groups", nil, &rows); err != nil {
+		return nil, err
+	}
+	out := make([]api.Section, 0, len(rows))
+	for _, row := range rows {
+		v := plain(row)
+		g := api.Section{Type: "group", ID: v["group"]}
+		g.Values = rest(v, "type", "group", "digest")
+		out = append(out, g)
+	}
+	return out, nil
+}
+
 // AddRule makes a rule.
 func (c *Client) AddRule(ctx context.Context, r api.Section) error {
 	v := values("rule", r.ID, "type", r.Type)

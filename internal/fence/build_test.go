@@ -37,6 +37,18 @@ func env(c *fencetest.Ceph) fence.Env {
 	return e
 }
 
+// rehearsed is an agent that rehearsed these methods, without switching anything.
+func rehearsed(cfg []pveconf.FenceMethod, n fence.Node) fence.Env {
+	e := env(nil)
+	set := fence.Build(cfg, n, e)
+	defer set.Close()
+	digests := set.Digests()
+	e.Rehearsal = func(method string) core.Rehearsal {
+		return core.Rehearsal{Method: method, Digest: digests[method], At: 1}
+	}
+	return e
+}
+
 func parse(t *testing.T, text string) []pveconf.FenceMethod {
 	t.Helper()
 	m, err := pveconf.ParseFence([]byte(text))
@@ -89,7 +101,8 @@ func TestTheIPMISimulatorIsAskedAndShotAndItsFaultsProveNothing(t *testing.T) {
 			if strings.Contains(c.section, "user") {
 				text = strings.Replace(text, "\tuser admin\n", "", 1)
 			}
-			set := fence.Build(parse(t, text), c.node, env(nil))
+			cfg := parse(t, text)
+			set := fence.Build(cfg, c.node, rehearsed(cfg, c.node))
 			t.Cleanup(set.Close)
 			judge(t, "ask", set.Ask(t.Context(), silent), c.ask)
 			judge(t, "shoot", set.Shoot(t.Context(), time.Hour, silent, nil), c.shoot)
@@ -141,7 +154,8 @@ func TestTheRedfishBMCIsAskedAndShotAndItsFaultsProveNothing(t *testing.T) {
 				_ = machine.PowerOff(t.Context())
 			}
 			address, pin := fencetest.StartRedfish(t, b)
-			set := fence.Build(parse(t, redfishSection(address, pin, "")), n2, env(nil))
+			cfg := parse(t, redfishSection(address, pin, ""))
+			set := fence.Build(cfg, n2, rehearsed(cfg, n2))
 			t.Cleanup(set.Close)
 			judge(t, "ask", set.Ask(t.Context(), silent), c.ask)
 			judge(t, "shoot", set.Shoot(t.Context(), time.Hour, silent, nil), c.shoot)
@@ -160,7 +174,8 @@ func TestALiarIsFoundByItsRehearsalAndByWhatIsHeardOfTheNode(t *testing.T) {
 	b := &bmc.Redfish{User: "sauh", Password: "secret", Controller: bmc.Controller{Machine: &fencetest.Box{ID: uuid}}}
 	b.SetFault(bmc.Lie)
 	address, pin := fencetest.StartRedfish(t, b)
-	cfg, e := parse(t, redfishSection(address, pin, "")), env(nil)
+	cfg := parse(t, redfishSection(address, pin, ""))
+	e := rehearsed(cfg, n2)
 	set := fence.Build(cfg, n2, e)
 	defer set.Close()
 	alive := func() []core.Sign { return []core.Sign{{Kind: core.Beacon, At: e.Now()}} }
@@ -174,6 +189,17 @@ func TestALiarIsFoundByItsRehearsalAndByWhatIsHeardOfTheNode(t *testing.T) {
 	defer after.Close()
 	judge(t, "ask", after.Ask(t.Context(), silent), core.ErrRehearsalFailed)
 	judge(t, "shoot", after.Shoot(t.Context(), time.Hour, silent, nil), core.ErrRehearsalFailed)
+}
+
+func TestARehearsalOfANodeWithoutAUUIDNamesTheOneToWrite(t *testing.T) {
+	b := &bmc.Redfish{User: "sauh", Password: "secret", Controller: bmc.Controller{Machine: &fencetest.Box{ID: uuid}}}
+	address, pin := fencetest.StartRedfish(t, b)
+	set := fence.Build(parse(t, redfishSection(address, pin, "")), fence.Node{Name: "n2"}, env(nil))
+	defer set.Close()
+	last := set.Rehearse(t.Context(), fence.Rehearsing{At: time.Now().Unix(), Signs: silent})[0]
+	if !strings.Contains(strings.ToLower(last.Failed), "set uuid="+uuid) {
+		t.Errorf("%+v", last)
+	}
 }
 
 func TestARehearsalBySwitchingMakesAnUnidentifiedBMCCount(t *testing.T) {

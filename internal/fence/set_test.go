@@ -81,9 +81,11 @@ func (b timed) PowerOff(ctx context.Context, same func(string) error) error {
 	return nil
 }
 
-// method is a BMC in a race.
+// method is a BMC in a race, rehearsed.
 func method(name string, b *fake, now func() time.Duration) fence.Method {
-	m := core.Method{Name: name, Node: "n2", Kind: core.Power, UUID: uuid, Gap: 400 * time.Millisecond, Digest: "d"}
+	m := core.Method{
+		Name: name, Node: "n2", Kind: core.Power, UUID: uuid, Gap: 400 * time.Millisecond, Digest: "d", Rehearsal: core.Rehearsal{Digest: "d", At: 1},
+	}
 	return fence.Method{Method: m, Fencer: fence.Power(timed{b, now}, m), AskTimeout: 2 * time.Second, Timeout: 10 * time.Second}
 }
 
@@ -108,7 +110,7 @@ func TestAskingANodeThatIsOffIsAProofAfterTheGapAndHarmsNobody(t *testing.T) {
 		set := fence.NewSet("n2", nil, now, method("a", b, now))
 		defer set.Close()
 		got := set.Ask(t.Context(), silent)
-		want := &core.Proof{Node: "n2", Method: "a", Kind: core.Power, Grade: core.Untried, Since: time.Hour, Lasted: 400 * time.Millisecond}
+		want := &core.Proof{Node: "n2", Method: "a", Kind: core.Power, Grade: core.Rehearsed, Since: time.Hour, Lasted: 400 * time.Millisecond}
 		if diff := cmp.Diff(want, got.Proof); diff != "" {
 			t.Errorf("%+v (-want +got):\n%s", got.Said, diff)
 		}

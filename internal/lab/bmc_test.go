@@ -192,8 +192,11 @@ func TestTheRoomsFenceConfigNamesEachNodesBMC(t *testing.T) {
 	}})
 	want := "redfish: n1-bmc\n\tnode n1\n\taddress 10.10.1.65:443\n\tuser sauh\n\tpassword-file priv/fence/lab-n1\n" +
 		"\tuuid 11111111-2222-4333-8444-555555555555\n\tverify-gap 0.5\n\tfingerprint " + pin + "\n"
-	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+	if diff := cmp.Diff(whyGap+want, got); diff != "" || err != nil {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
+	}
+	if _, err := pveconf.ParseFence([]byte(got)); err != nil {
+		t.Error(err)
 	}
 	both := Status{Nodes: []NodeStatus{
 		{Node: "n2", BMC: &BMCStatus{Address: BMCAddress(2), IPMI: BMCAddress(2) + ":623", UUID: "11111111-2222-4333-8444-555555555555", Fingerprint: pin}},
@@ -201,11 +204,11 @@ func TestTheRoomsFenceConfigNamesEachNodesBMC(t *testing.T) {
 	ipmi := "ipmi: n2-ipmi\n\tnode n2\n\taddress 10.10.1.66:623\n\tuser sauh\n\tpassword-file priv/fence/lab-n2\n" +
 		"\tuuid 11111111-2222-4333-8444-555555555555\n\tverify-gap 0.5\n"
 	redfish := strings.NewReplacer("n1", "n2", "10.10.1.65", "10.10.1.66").Replace(want)
-	if got, err = fenceConfig(both); err != nil || got != redfish+"\n"+ipmi {
-		t.Errorf("%v (-want +got):\n%s", err, cmp.Diff(redfish+"\n"+ipmi, got))
+	if got, err = fenceConfig(both); err != nil || got != whyGap+redfish+"\n"+ipmi {
+		t.Errorf("%v (-want +got):\n%s", err, cmp.Diff(whyGap+redfish+"\n"+ipmi, got))
 	}
-	if got, err = fenceConfig(both, pveconf.FenceIPMI); err != nil || got != ipmi {
-		t.Errorf("%v (-want +got):\n%s", err, cmp.Diff(ipmi, got))
+	if got, err = fenceConfig(both, pveconf.FenceIPMI); err != nil || got != whyGap+ipmi {
+		t.Errorf("%v (-want +got):\n%s", err, cmp.Diff(whyGap+ipmi, got))
 	}
 	if _, err := fenceConfig(both, pveconf.FenceCeph); !errors.Is(err, model.ErrInvalid) {
 		t.Error(err)

@@ -108,23 +108,23 @@ type scenarioOutage struct {
 	Seconds float64 `json:"seconds"`
 }
 
-// ReadScenarios reads a file of scenarios: {"scenarios": […]}, or the list alone.
+// ReadScenarios reads a file of scenarios: {"scenarios": […]}, or the list alone. One that has nothing to check, or a key that nobody reads, is refused.
 func ReadScenarios(r io.Reader) ([]Scenario, error) {
 	text, err := io.ReadAll(r)
 	if err != nil {
 		return nil, err
 	}
 	var file struct {
-		Scenarios []Scenario `json:"scenarios"`
+		Scenarios []json.RawMessage `json:"scenarios"`
 	}
 	if err := json.Unmarshal(text, &file); err == nil {
-		return file.Scenarios, nil
+		return parseScenarios(file.Scenarios)
 	}
-	var list []Scenario
+	var list []json.RawMessage
 	if err := json.Unmarshal(text, &list); err != nil {
 		return nil, fmt.Errorf("parse scenarios: %w", err)
 	}
-	return list, nil
+	return parseScenarios(list)
 }
 
 // scenarioRun is a scenario being run.

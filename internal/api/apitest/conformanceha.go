@@ -151,7 +151,7 @@ func testFencing(t *testing.T, w World) {
 	}
 	noError(t, "SetFenceSecret", b.SetFenceSecret(ctx, "bmc", "hush"))
 	noError(t, "SetFenceMethod", b.SetFenceMethod(ctx, api.Section{ID: "bmc"}, api.Edit{Set: map[string]string{"timeout": "20"}}, ""))
-	noError(t, "SetFenceMethod with a secret", b.SetFenceMethod(ctx, api.Section{ID: "bmc"}, api.Edit{}, "hush too"))
+	noError(t, "SetFenceMethod with a password", b.SetFenceMethod(ctx, api.Section{ID: "bmc"}, api.Edit{Set: map[string]string{"delay": "1"}}, "hush"))
 	kindIs(t, "RemoveFenceMethod", b.RemoveFenceMethod(ctx, "none"), model.ErrNotFound)
 	noError(t, "RemoveFenceMethod", b.RemoveFenceMethod(ctx, "bmc"))
 	_, err = b.FenceMethods(ctx)

@@ -24,13 +24,19 @@ func haStatus() api.HAStatus {
 				Node: "n2", State: "online", Epoch: 4, SilenceMS: 900, Mode: "maintenance", Rack: "r2",
 				Fencing: []api.HAFenceMethod{
 					{Method: "redfish: n2-bmc", Node: "n2", Grade: "rehearsed", Tried: Start, Switched: true, TookMS: 2100},
-					{Method: "ipmi: n2-old", Node: "n2", Grade: "worthless", Reason: "the method is not rehearsed: the last rehearsal failed: it did not answer in time: repair it and rehearse it again", Tried: Start, Failed: "it did not answer in time"},
+					{
+						Method: "ipmi: n2-old", Node: "n2", Grade: "worthless", Tried: Start, Failed: "it did not answer in time",
+						Reason: "the method is not rehearsed: the last rehearsal failed: it did not answer in time: repair it and rehearse it again",
+					},
 				},
 			},
 			{Node: "n3", State: "fenced", Epoch: 2, SilenceMS: 12000, Quarantine: "it was silent too often of late", Lost: "storage nas"},
 		},
 		Services: []api.HAResource{
-			{SID: "vm:100", State: "started", Node: "n1", Status: "started", Reason: "runs as requested", MaxRestart: 3, MaxRelocate: 1, Failback: true, Rebalance: true},
+			{
+				SID: "vm:100", State: "started", Node: "n1", Status: "started", Reason: "runs as requested",
+				MaxRestart: 3, MaxRelocate: 1, Failback: true, Rebalance: true,
+			},
 			{SID: "vm:101", State: "started", Node: "n1", Status: "migrate", Target: "n2", Reason: "n1 is in maintenance", MaxRestart: 1, MaxRelocate: 1},
 		},
 		Tolerance: &api.HATolerance{
@@ -43,7 +49,9 @@ func haStatus() api.HAStatus {
 func haRules() api.Sections {
 	return api.Sections{Digest: digest, List: []api.Section{
 		{Type: "node-affinity", ID: "shop-near", Values: map[string]string{"resources": "vm:100", "nodes": "n1:2,n2", "strict": "1", "comment": "the fast ones"}},
-		{Type: "resource-affinity", ID: "two-shops", Values: map[string]string{"resources": "vm:100 vm:101", "affinity": "negative", "domain": "rack", "strict": "0", "weight": "50"}},
+		{Type: "resource-affinity", ID: "two-shops", Values: map[string]string{
+			"resources": "vm:100 vm:101", "affinity": "negative", "domain": "rack", "strict": "0", "weight": "50",
+		}},
 	}}
 }
 
@@ -188,7 +196,9 @@ func (r alarmsRole) AcknowledgeAlarms(_ context.Context, sid string) error {
 type rulesRole struct{ f *Fake }
 
 func (r rulesRole) Rules(context.Context) (api.Sections, error) {
-	return read(r.f, "Rules.Rules", func() api.Sections { return api.Sections{List: slices.Clone(r.f.Rules.List), Digest: r.f.Rules.Digest} })
+	return read(r.f, "Rules.Rules", func() api.Sections {
+		return api.Sections{List: slices.Clone(r.f.Rules.List), Digest: r.f.Rules.Digest, Dropped: r.f.Rules.Dropped}
+	})
 }
 
 func (r rulesRole) Groups(context.Context) (api.Sections, error) {
@@ -281,7 +291,19 @@ func (r controlRole) ofNode(node, method, format string, args ...any) error {
 }
 
 func (r controlRole) Maintenance(_ context.Context, node string, on bool) error {
-	return r.ofNode(node, "Control.Maintenance", "%s %t", node, on)
+	if err := r.ofNode(node, "Control.Maintenance", "%s %t", node, on); err != nil {
+		return err
+	}
+	r.f.Change(func() {
+		nodes := slices.Clone(r.f.HA.Nodes)
+		for i := range nodes {
+			if nodes[i].Node == node {
+				nodes[i].Mode = map[bool]string{true: "maintenance"}[on]
+			}
+		}
+		r.f.HA.Nodes = nodes
+	})
+	return nil
 }
 
 func (r controlRole) Disarm(_ context.Context, d api.HADisarm) error {

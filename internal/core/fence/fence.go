@@ -76,7 +76,7 @@ type Method struct {
 	UUID string `json:"uuid,omitempty"`
 	// AnyUUID: a person said that this BMC cannot be identified and is to be trusted once it was rehearsed by switching.
 	AnyUUID bool `json:"any_uuid,omitempty"`
-	// Gap is the time between the two readings of off that a person asked for, 0 for none; see OffFor.
+	// Gap is for how long off must last as a person asked for it, 0 for none; see OffFor.
 	Gap time.Duration `json:"gap_ns"`
 	// Digest names the configuration, so that a rehearsal of another one does not count.
 	Digest string `json:"digest"`
@@ -153,12 +153,16 @@ const (
 	UntriedGap   = 2 * time.Second
 )
 
-// OffFor is how long off must last to be believed: the gap asked for or a default, and never less than twice the time by
-// which the BMC was seen to say off too early.
+// OffFor is how long off must last to be believed: the gap asked for or a default. A gap shorter than UntriedGap counts only for a method whose
+// rehearsal, of either sort, passed: what nobody tried is not believed sooner because somebody wrote so. A rehearsal by switching shortens the
+// default, and off must then last for twice the time at least by which the BMC was seen to say off too early.
 func (m Method) OffFor() time.Duration {
+	rehearsed := m.counts() && m.Rehearsal.Failed == ""
 	switched := m.counts() && m.Rehearsal.Switched
 	gap := m.Gap
 	switch {
+	case gap > 0 && !rehearsed:
+		gap = max(gap, UntriedGap)
 	case gap > 0:
 	case switched:
 		gap = RehearsedGap
@@ -291,8 +295,12 @@ func (m Method) Identify(uuid string) error {
 	switch {
 	case m.Kind == Storage || m.AnyUUID && !ValidUUID(m.UUID):
 		return nil
+	case !ValidUUID(m.UUID) && ValidUUID(uuid):
+		return fmt.Errorf("%w: the system UUID of %s is not known, and it names %s: if it is the BMC of %s, set uuid=%s",
+			ErrUnidentified, m.Node, uuid, m.Node, uuid)
 	case !ValidUUID(m.UUID):
-		return fmt.Errorf("%w: the system UUID of %s is not known", ErrUnidentified, m.Node)
+		return fmt.Errorf("%w: the system UUID of %s is not known, and it names none: set uuid=any, which counts after a rehearsal that switches %s off",
+			ErrUnidentified, m.Node, m.Node)
 	case !ValidUUID(uuid):
 		return fmt.Errorf("%w: the BMC names no system UUID, %s has %s", ErrUnidentified, m.Node, m.UUID)
 	case !SameSystem(m.UUID, uuid):

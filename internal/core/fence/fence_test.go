@@ -20,14 +20,18 @@ const (
 
 const ms = time.Millisecond
 
-// bmc is a method that is identified, untried, and wants 400 ms between two readings.
+// bmc is a method that is identified, rehearsed without switching, and wants off to last 400 ms.
 func bmc() fence.Method {
-	return fence.Method{Name: "ipmi: b", Node: "n2", Kind: fence.Power, UUID: uuid, Gap: 400 * ms, Digest: "d1"}
+	return fence.Method{
+		Name: "ipmi: b", Node: "n2", Kind: fence.Power, UUID: uuid, Gap: 400 * ms, Digest: "d1", Rehearsal: fence.Rehearsal{Digest: "d1", At: 5},
+	}
 }
 
 func reading(at time.Duration, p fence.PowerState) fence.Reading {
 	return fence.Reading{Power: p, UUID: uuid, Asked: at, Answered: at + 10*ms}
 }
+
+func read(readings ...fence.Reading) fence.Evidence { return fence.Evidence{Readings: readings} }
 
 func off(at ...time.Duration) fence.Evidence {
 	var ev fence.Evidence
@@ -39,7 +43,7 @@ func off(at ...time.Duration) fence.Evidence {
 
 func TestOffReadTwiceWithTheGapIsAProofSinceTheFirstQuestion(t *testing.T) {
 	got, err := fence.Judge(bmc(), off(1000*ms, 1410*ms), nil)
-	want := fence.Proof{Node: "n2", Method: "ipmi: b", Kind: fence.Power, Grade: fence.Untried, Since: 1000 * ms, Lasted: 400 * ms}
+	want := fence.Proof{Node: "n2", Method: "ipmi: b", Kind: fence.Power, Grade: fence.Rehearsed, Since: 1000 * ms, Lasted: 400 * ms}
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
@@ -64,16 +68,21 @@ func TestWhatIsNoProof(t *testing.T) {
 		want   error
 	}{
 		{"nothing read", bmc(), fence.Evidence{}, nil, fence.ErrNotOff},
-		{"on", bmc(), fence.Evidence{Readings: []fence.Reading{reading(0, fence.On)}}, nil, fence.ErrNotOff},
-		{"off, then neither on nor off", bmc(), fence.Evidence{Readings: []fence.Reading{reading(1, fence.Off), reading(999*ms, fence.Off), reading(1000*ms, fence.Unknown)}}, nil, fence.ErrNotOff},
+		{"on", bmc(), read(reading(0, fence.On)), nil, fence.ErrNotOff},
+		{"off, then neither on nor off", bmc(), read(reading(1, fence.Off), reading(999*ms, fence.Off), reading(1000*ms, fence.Unknown)), nil, fence.ErrNotOff},
 		{"off once", bmc(), off(1000 * ms), nil, fence.ErrNotVerified},
 		{"twice too soon", bmc(), off(1000*ms, 1409*ms), nil, fence.ErrNotVerified},
-		{"off, on, off", bmc(), fence.Evidence{Readings: []fence.Reading{reading(0, fence.Off), reading(500*ms, fence.On), reading(1000*ms, fence.Off)}}, nil, fence.ErrNotVerified},
+		{"untried, and off not for long whatever gap was asked for", with(func(m *fence.Method) {
+			m.Rehearsal = fence.Rehearsal{}
+		}), off(1000*ms, 3009*ms), nil, fence.ErrNotVerified},
+		{"off, on, off", bmc(), read(reading(0, fence.Off), reading(500*ms, fence.On), reading(1000*ms, fence.Off)), nil, fence.ErrNotVerified},
 		{"another machine", bmc(), named(other), nil, fence.ErrStranger},
 		{"a machine without name", bmc(), named(""), nil, fence.ErrUnidentified},
 		{"a board without one", bmc(), named("00000000-0000-0000-0000-000000000000"), nil, fence.ErrUnidentified},
 		{"a node whose UUID nobody knows", with(func(m *fence.Method) { m.UUID = "" }), off(1000*ms, 2000*ms), nil, fence.ErrUnidentified},
-		{"a node with a board without one", with(func(m *fence.Method) { m.UUID = "03000200-0400-0500-0006-000700080009" }), off(1000*ms, 2000*ms), nil, fence.ErrUnidentified},
+		{"a node with a board without one", with(func(m *fence.Method) {
+			m.UUID = "03000200-0400-0500-0006-000700080009"
+		}), off(1000*ms, 2000*ms), nil, fence.ErrUnidentified},
 		{"any, never tried", with(func(m *fence.Method) { m.UUID, m.AnyUUID = "", true }), off(1000*ms, 2000*ms), nil, fence.ErrRehearsalFailed},
 		{"any, only asked", with(func(m *fence.Method) {
 			m.UUID, m.AnyUUID, m.Rehearsal = "", true, fence.Rehearsal{Digest: "d1", At: 5}
@@ -106,12 +115,12 @@ func TestWhatIsAProofAllTheSame(t *testing.T) {
 		signs  []fence.Sign
 		grade  fence.Grade
 	}{
-		{"on, then off long enough", bmc(), fence.Evidence{Readings: []fence.Reading{reading(0, fence.On), reading(1000*ms, fence.Off), reading(1500*ms, fence.Off)}}, nil, fence.Untried},
-		{"heard of before it", bmc(), off(1000*ms, 2000*ms), []fence.Sign{{Kind: fence.Beacon, At: 999 * ms}}, fence.Untried},
-		{"rehearsed", with(func(m *fence.Method) { m.Rehearsal = fence.Rehearsal{Digest: "d1", At: 5} }), off(1000*ms, 2000*ms), nil, fence.Rehearsed},
+		{"on, then off long enough", bmc(), read(reading(0, fence.On), reading(1000*ms, fence.Off), reading(1500*ms, fence.Off)), nil, fence.Rehearsed},
+		{"heard of before it", bmc(), off(1000*ms, 2000*ms), []fence.Sign{{Kind: fence.Beacon, At: 999 * ms}}, fence.Rehearsed},
+		{"untried, off for long", with(func(m *fence.Method) { m.Rehearsal = fence.Rehearsal{} }), off(1000*ms, 3010*ms), nil, fence.Untried},
 		{"a rehearsal of another configuration that failed", with(func(m *fence.Method) {
 			m.Rehearsal = fence.Rehearsal{Digest: "d0", At: 5, Failed: "old"}
-		}), off(1000*ms, 2000*ms), nil, fence.Untried},
+		}), off(1000*ms, 3010*ms), nil, fence.Untried},
 		{"any, rehearsed by switching", with(func(m *fence.Method) {
 			m.UUID, m.AnyUUID, m.Rehearsal = "", true, fence.Rehearsal{Digest: "d1", At: 5, Switched: true}
 		}), off(1000*ms, 2000*ms), nil, fence.Unidentified},
@@ -135,7 +144,11 @@ func TestOffMustLastLongerUntilARehearsalSawTheMachineSwitched(t *testing.T) {
 		{0, tried(fence.Rehearsal{Switched: true}), fence.RehearsedGap},
 		{0, fence.Rehearsal{At: 5, Digest: "another", Switched: true}, fence.UntriedGap},
 		{0, tried(fence.Rehearsal{Switched: true, Early: 3 * time.Second}), 6 * time.Second},
-		{time.Second, fence.Rehearsal{}, time.Second},
+		{time.Second, fence.Rehearsal{}, fence.UntriedGap},
+		{time.Second, fence.Rehearsal{At: 5, Digest: "another"}, fence.UntriedGap},
+		{time.Second, tried(fence.Rehearsal{Failed: "it was on fire"}), fence.UntriedGap},
+		{3 * time.Second, fence.Rehearsal{}, 3 * time.Second},
+		{time.Second, tried(fence.Rehearsal{}), time.Second},
 		{time.Second, tried(fence.Rehearsal{Switched: true, Early: 800 * ms}), 1600 * ms},
 	} {
 		m := bmc()
@@ -196,6 +209,20 @@ func TestWhatIsWorthNothingSaysWhatToDo(t *testing.T) {
 		m.Rehearsal = r
 		if grade, err := m.Grade(); grade != fence.Worthless || err == nil || err.Error() != want {
 			t.Errorf("%s, %v", grade, err)
+		}
+	}
+}
+
+func TestABMCWhoseNodeHasNoKnownUUIDSaysWhichToWrite(t *testing.T) {
+	m := bmc()
+	m.UUID = ""
+	for named, want := range map[string]string{
+		uuid: "the BMC cannot be identified: the system UUID of n2 is not known, and it names " + uuid + ": if it is the BMC of n2, set uuid=" + uuid,
+		"": "the BMC cannot be identified: the system UUID of n2 is not known, and it names none: set uuid=any, " +
+			"which counts after a rehearsal that switches n2 off",
+	} {
+		if err := m.Identify(named); !errors.Is(err, fence.ErrUnidentified) || err.Error() != want {
+			t.Errorf("%q: %v, want %s", named, err, want)
 		}
 	}
 }

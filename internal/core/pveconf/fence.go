@@ -317,7 +317,19 @@ func FenceNodes(methods []FenceMethod, known []string) error {
 				if m.Type == FenceCeph {
 					key = "nodes"
 				}
-				return m.Section.invalid(key, "the cluster has no node %q: it has %s", n, strings.Join(known, ", "))
+				return m.Section.invalid(key, "node '%s' does not exist: the nodes are %s", n, strings.Join(known, ", "))
+			}
+		}
+	}
+	return nil
+}
+
+// FenceStorages refuses methods by storages that are not there; known are the names of storage.cfg.
+func FenceStorages(methods []FenceMethod, known []string) error {
+	for _, m := range methods {
+		for _, s := range m.Storages {
+			if !slices.Contains(known, s) {
+				return m.Section.invalid("storages", "storage.cfg has no storage %q: it has %s", s, strings.Join(known, ", "))
 			}
 		}
 	}

@@ -216,6 +216,20 @@ func TestMalformedFenceLinesAreRefusedByNameAndLine(t *testing.T) {
 	}
 }
 
+func TestAFenceMethodByAStorageThatIsNotThereIsRefused(t *testing.T) {
+	methods, err := pveconf.ParseFence([]byte("ceph: blocklist\n\tstorages fast,slow\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pveconf.FenceStorages(methods, []string{"slow", "nas", "fast"}); err != nil {
+		t.Error(err)
+	}
+	err = pveconf.FenceStorages(methods, []string{"nas", "fast"})
+	if want := `line 2: storages: storage.cfg has no storage "slow": it has nas, fast`; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
 func TestAFenceMethodOfANodeThatIsNotThereIsRefused(t *testing.T) {
 	methods, err := pveconf.ParseFence([]byte(fenceCfg))
 	if err != nil {
@@ -225,7 +239,7 @@ func TestAFenceMethodOfANodeThatIsNotThereIsRefused(t *testing.T) {
 		t.Error(err)
 	}
 	err = pveconf.FenceNodes(methods, []string{"n1", "n2"})
-	if want := `line 12: node: the cluster has no node "n3": it has n1, n2`; err == nil || err.Error() != want {
+	if want := `line 12: node: node 'n3' does not exist: the nodes are n1, n2`; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 }

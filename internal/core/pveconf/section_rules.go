@@ -163,7 +163,7 @@ func (r *HARule) readResourceAffinity(s Section) (err error) {
 func (s Section) without(what string, keys ...string) error {
 	for _, k := range keys {
 		if _, ok := s.Get(k); ok {
-			return s.invalid(k, "%s has none: remove the line", what)
+			return s.invalid(k, "%s has none: leave it out", what)
 		}
 	}
 	return nil
@@ -188,7 +188,7 @@ func (s Section) weight(strict bool) (int, error) {
 	case !ok:
 		return DefaultWeight, nil
 	case strict:
-		return 0, s.invalid("weight", "a strict rule has none: remove the line, or add strict 0")
+		return 0, s.invalid("weight", "a strict rule has none: leave it out, or add strict 0")
 	}
 	n, err := strconv.Atoi(v)
 	if err != nil || n < 1 || n > MaxWeight {
