@@ -10,6 +10,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"sauh.dev/sauh/internal/core/ha"
+	"sauh.dev/sauh/internal/core/model"
 )
 
 // lives is how many lives the unit tests live; `make sim` lives 10,000.
@@ -74,6 +79,66 @@ func TestEachKindOfFaultIsInjected(t *testing.T) {
 	for _, k := range weighted() {
 		if sum.Injected[k.kind] == 0 {
 			t.Errorf("%s was never injected in %d lives", k.kind, lives())
+		}
+	}
+}
+
+// plans reports whether a fault of the kind is to happen.
+func (s *sim) plans(kind Kind) bool {
+	return slices.ContainsFunc(s.plan.Faults, func(f Fault) bool { return f.Kind == kind })
+}
+
+func TestAtTheEndEverythingIsArmedAndInService(t *testing.T) {
+	struck := map[Kind]int{}
+	dark := 0
+	for seed := range uint64(100) {
+		s := newLife(Options{Seed: seed})
+		if !s.plans(faultOrderly) && !s.plans(faultMaintenance) && !s.plans(faultDisarm) {
+			continue
+		}
+		s.live()
+		for kind, n := range s.result.Injected {
+			struck[kind] += n
+		}
+		if s.dark != nil {
+			dark++
+		}
+		if mode, _ := s.store.data[model.HAModeKey].val.(ha.Mode); mode != (ha.Mode{}) {
+			t.Errorf("seed %d: the cluster is still disarmed: %+v", seed, mode)
+		}
+		for _, n := range s.nodes {
+			if asked, _ := s.store.data[model.HARequestPrefix+n.name].val.(ha.NodeRequest); asked != (ha.NodeRequest{}) {
+				t.Errorf("seed %d: %s is still asked for %+v", seed, n.name, asked)
+			}
+		}
+	}
+	if struck[faultOrderly] == 0 || struck[faultMaintenance] == 0 || struck[faultDisarm] == 0 || dark == 0 {
+		t.Errorf("too few faults to say so: %v, %d nodes without power", struck, dark)
+	}
+}
+
+func TestANodeEndsInOrderUnderEachPolicyAndSaysGoodbye(t *testing.T) {
+	left := map[ha.ShutdownPolicy]map[ha.NodeEnd]bool{}
+	for seed := range uint64(200) {
+		s := newLife(Options{Seed: seed})
+		if !s.plans(faultOrderly) {
+			continue
+		}
+		s.live()
+		policy := s.shutdownPolicy()
+		for _, n := range s.nodes {
+			if n.ended.left > 0 {
+				if left[policy] == nil {
+					left[policy] = map[ha.NodeEnd]bool{}
+				}
+				left[policy][n.ended.how] = true
+			}
+		}
+	}
+	want := map[ha.NodeEnd]bool{ha.EndsReboot: true, ha.EndsShutdown: true}
+	for _, p := range []ha.ShutdownPolicy{ha.ShutdownConditional, ha.ShutdownFreeze, ha.ShutdownFailover, ha.ShutdownMigrate} {
+		if diff := cmp.Diff(want, left[p]); diff != "" {
+			t.Errorf("policy %s, ends after which a node said goodbye (-want +got):\n%s", p, diff)
 		}
 	}
 }
