@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
 )
@@ -33,9 +32,11 @@ type agent struct {
 	// arriving: the locks that are held for guests on their way here.
 	arriving map[model.VMID]bool
 	watchers []*moveWatch
-	telling  bool // its health
-	leaving  bool
-	leftAt   time.Duration
+	telling  bool    // its health
+	end      *ending // the node ends in order; nil if not
+	closed   bool    // and no guest starts any more
+	forgot   bool    // what an earlier life said of the node's end
+	looked   int64   // the revision of the view at which the worker looked last
 }
 
 // startAgent begins a life of the agent.
@@ -92,6 +93,9 @@ func (a *agent) open() {
 			a.live(lease.Tick{})
 		})
 		a.ha.start(a)
+		if a.s.mut == mutForgetsEarly {
+			a.forget()
+		}
 		a.publish()
 		a.tellHealth()
 		a.startOnBoot()
@@ -316,6 +320,7 @@ func (a *agent) extend(act lease.Extend, done func()) {
 			a.epoch, a.deadline = act.Epoch, act.Deadline
 			if !was {
 				a.ha.changed(a)
+				a.forget()
 			}
 		}
 		done()
@@ -441,51 +446,3 @@ func (a *agent) unlock(id model.VMID) {
 
 // quorate is what the agent believes. A scenario may keep it from the store while its member goes on.
 func (a *agent) quorate() bool { return a.s.store.quorate(a.node) && !a.node.cfsFails }
-
-// endInOrder is a shutdown or reboot by command: the node says so, its guests leave or stop, it leaves, and the power goes.
-func (n *node) endInOrder(end ha.NodeEnd) {
-	a := n.agent
-	if a == nil || !n.agentProc.runs() {
-		n.die("switched off")
-		if end == ha.EndsReboot {
-			n.bootLater()
-		}
-		return
-	}
-	n.orderly = true
-	n.s.trace(n, "agent: ends in order: %s", end)
-	key := model.HANodePrefix + n.name
-	var write func()
-	write = func() {
-		a.txn([]cond{{key, n.mirror[key].mod}}, []op{{key, ha.NodeMode{Ends: end, BootID: a.bootID()}}}, func(rep reply) {
-			if rep.err != nil {
-				n.s.after(time.Second, &n.agentProc, write)
-				return
-			}
-			a.awaitLeave(end)
-		})
-	}
-	write()
-}
-
-// awaitLeave ends the node once its worker is done, or its patience is over.
-func (a *agent) awaitLeave(end ha.NodeEnd) {
-	n := a.node
-	if may, _ := a.ha.worker.MayLeave(n.local()); !may {
-		n.s.after(100*time.Millisecond, &n.agentProc, func() { a.awaitLeave(end) })
-		return
-	}
-	if !a.leaving {
-		a.leaving, a.leftAt = true, n.s.now
-		a.live(lease.Leave{})
-	}
-	// Without a quorum nobody can be told; the guests are stopped all the same.
-	if live, ok := a.renewer.Live(); (!ok || !live.Left) && n.s.now < a.leftAt+5*time.Second {
-		n.s.after(100*time.Millisecond, &n.agentProc, func() { a.awaitLeave(end) })
-		return
-	}
-	n.powerOff("it ended in order")
-	if end == ha.EndsReboot {
-		n.bootLater()
-	}
-}

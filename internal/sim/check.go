@@ -108,6 +108,9 @@ func (c *checks) liveWritten(r *request, old, rec record) {
 				c.broken(ruleClean, "%s registers with epoch %d and %s of epoch %d is alive", n.name, live.Epoch, q, q.cg.mark.Epoch)
 			}
 		}
+		if live.Left {
+			n.ended.left = c.s.now
+		}
 		c.renewed[n.i], c.sentAt[n.i], c.boot[n.i] = r.sent, n.clk.read(r.sent), n.boots
 		c.watchLease(n)
 	}
@@ -154,6 +157,9 @@ func (c *checks) cut(n *node, was, live model.Live) {
 	}
 	if !was.Left && n.machine.up && n.agentProc.runs() && s.now-c.renewed[n.i] < 2*s.params.Renew {
 		c.broken(ruleNeedless, "%s is cut off although it renewed %v ago", n.name, s.now-c.renewed[n.i])
+	}
+	if why := s.endExcuses(n, was); why != "" && !s.nodeNamed(live.By).old {
+		c.broken(ruleNeedless, "%s is cut off, ended in order (%s), and %s", n.name, n.ended.how, why)
 	}
 	for _, q := range n.qemus {
 		if q.protect && q.writes() && !q.g.storage.refuses(n, q.started) && live.CoversGuest(q.g.id) {
@@ -231,8 +237,15 @@ func (c *checks) moved(r *request, g *guest, from, to string) {
 		return // a person's own doing
 	}
 	g.moves = append(g.moves, move{s.now, from, to, recovery})
+	errand, back := s.nodeNamed(from).errands > s.now, 1<<s.nodeNamed(to).i
+	if errand {
+		g.homes |= 1 << s.nodeNamed(from).i
+	}
 	switch {
 	case recovery || s.scenario != nil || s.ruled() && g.id <= 101 || s.nodeNamed(from).unwell():
+	case errand:
+	case g.homes&back != 0: // it returns, however late its node does
+		g.homes &^= back
 	case g.movesAllowed > 0:
 		g.movesAllowed--
 	default:
@@ -296,7 +309,7 @@ func (c *checks) rest() {
 		}
 		state := res.states[g.id]
 		switch {
-		case state == pveconf.HAStarted && running != 1 && !s.gaveUp(g):
+		case state == pveconf.HAStarted && running != 1 && !s.gaveUp(g) && !s.lostFor(g):
 			c.broken(ruleRest, "%s is to run and %d processes of it do; %s", g.sid, running, s.describe(g))
 		case (state == pveconf.HAStopped || state == pveconf.HADisabled) && running != 0:
 			c.broken(ruleRest, "%s is to stand still and %d processes of it run", g.sid, running)
@@ -350,5 +363,5 @@ func (a *agent) leavesAlone(g *guest) bool {
 	res, _ := a.s.store.data[haResourcesKey].val.(*resources)
 	mode, _ := a.s.store.data[model.HAModeKey].val.(ha.Mode)
 	state := res.states[g.id]
-	return state == "" || state == pveconf.HAIgnored || mode.Disarm == ha.DisarmIgnore
+	return state == "" || state == pveconf.HAIgnored || mode.At(a.unix()) == ha.DisarmIgnore
 }

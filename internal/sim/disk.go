@@ -61,6 +61,7 @@ type guest struct {
 	downAt       time.Duration // when it stopped running; 0 while it runs
 	strike       *moveStrike   // a fault that waits for a phase of a migration
 	movesAllowed int           // by people; each allows one
+	homes        int           // bits of the nodes that it left because of what people did there
 	moves        []move
 	load         ha.Load
 	outages      []outage

@@ -59,6 +59,9 @@ const (
 	faultPanic         Kind = "guest-panics"
 	faultSilent        Kind = "guest-agent-silent"
 	faultGuestNetwork  Kind = "guest-network-down"
+	faultOrderly       Kind = "orderly-end"
+	faultMaintenance   Kind = "maintenance"
+	faultDisarm        Kind = "disarm"
 )
 
 // Fault is one thing that goes wrong, or that a person does.
@@ -141,6 +144,9 @@ func weighted() []struct {
 		{faultPanic, 3},
 		{faultSilent, 3},
 		{faultGuestNetwork, 4},
+		{faultOrderly, 16},
+		{faultMaintenance, 6},
+		{faultDisarm, 6},
 	}
 }
 
@@ -259,6 +265,12 @@ func (s *sim) strike(f *Fault, n *node, r *rng) (undo func()) {
 		n.upgrade(r)
 	case faultGuestNetwork:
 		return n.lose(&n.lost.network)
+	case faultOrderly:
+		s.endNode(f, n, r)
+	case faultMaintenance:
+		return s.maintain(f, n)
+	case faultDisarm:
+		return s.disarm(f, n, r)
 	case faultStorageCut, faultSlowKill, faultCutSlowFreeze:
 		return s.strikeStorage(f, n, r)
 	case faultLeader, faultSlowDisk, faultLostAnswer, faultDuplicate, faultWallClock, faultSlowApply:
@@ -555,6 +567,7 @@ func (s *sim) heal() {
 	for _, n := range s.nodes {
 		n.loseAnswers = 0
 		switch {
+		case n == s.dark:
 		case !n.machine.up && !n.bmc.power:
 			n.bmc.on(s.now)
 			n.boot()

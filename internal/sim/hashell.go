@@ -83,6 +83,9 @@ func (a *agent) stepManager(ev ha.Event) {
 	m.mgrWake++
 	for _, act := range actions {
 		if w, ok := act.(ha.Wake); ok {
+			if a.s.mut == mutEndingExcused && a.excusesNow() {
+				continue
+			}
 			wake := m.mgrWake
 			a.node.onNode(max(w.At, a.node.local()+time.Millisecond), &a.node.agentProc, func() {
 				if m.mgrWake == wake && !m.mgrDirty {
@@ -226,7 +229,9 @@ func (a *agent) lookWorker() {
 		}
 		reply(nil)
 	}, func(err error) {
-		a.stepWorker(a.workerView(names, err == nil))
+		view := a.workerView(names, err == nil)
+		a.looked = view.Revision
+		a.stepWorker(view)
 		m.wrkBusy = false
 		if len(m.results) > 0 {
 			ev := m.results[0]

@@ -150,7 +150,7 @@ func (r *sourceRun) check(result func(error)) {
 		}
 		call(a, r.target, 5*time.Second, func(t *agent, answer func(error)) {
 			switch {
-			case !a.s.store.quorate(t.node) || !t.valid() || t.proc(r.id) != nil || t.leaving || !a.s.guest(r.id).storage.reachable(t.node):
+			case !a.s.store.quorate(t.node) || !t.valid() || t.proc(r.id) != nil || t.end != nil || !a.s.guest(r.id).storage.reachable(t.node):
 				answer(model.ErrUnavailable)
 			default:
 				answer(nil)
@@ -266,7 +266,7 @@ type targetRun struct {
 
 // servePrepare starts the process that waits for a guest; its lock is held until the migration ended here.
 func (a *agent) servePrepare(id model.VMID, note moveNote, answer func(prepareAnswer)) {
-	if a.leaving || !a.lock(id, "arriving") {
+	if a.end != nil || !a.lock(id, "arriving") {
 		answer(prepareAnswer{err: model.ErrBusy})
 		return
 	}

@@ -3,6 +3,7 @@ package sim
 import (
 	"time"
 
+	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
 )
@@ -50,7 +51,9 @@ type node struct {
 	freezeSlow  time.Duration // added to each freeze
 	old         bool          // its agent is of the earlier version
 	lost        wellness
-	orderly     bool // it is being switched off or rebooted by command
+	wanted      ha.NodeRequest // what people ask of it
+	ended       lastEnd
+	errands     time.Duration // until then guests may leave it because of what people do with it
 }
 
 // nodeSpec is what a node tells of itself.
@@ -98,7 +101,7 @@ func (n *node) boot() {
 	}
 	n.machine.begin()
 	n.boots++
-	n.crashed, n.orderly = false, false
+	n.crashed = false
 	n.clk = clock{boot: s.now, ppm: n.ppm}
 	n.dog.armed, n.dog.fed = false, 0
 	n.lagging = true
@@ -157,6 +160,9 @@ func (n *node) reset(why string) {
 
 // bootLater has the machine boot, unless somebody switches it off meanwhile.
 func (n *node) bootLater() {
+	if n == n.s.dark {
+		return
+	}
 	boots := n.boots
 	n.bmc.on(n.s.now)
 	least, most := 10*time.Second, 25*time.Second

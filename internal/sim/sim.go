@@ -73,6 +73,8 @@ type sim struct {
 	mut       mutation
 	fencing   bool // beacons and BMCs are configured
 	contacts  []contact
+	mode      ha.Mode // that people want; the store says so as soon as somebody can write it
+	dark      *node   // it stays without power to the end; nil for none
 	processes int
 	tasks     int
 
@@ -210,8 +212,12 @@ func (s *sim) makeStore() {
 		s.store.seed(model.NodePrefix+n.name, model.Node{Name: n.name, ID: n.i + 1, MemoryMiB: n.spec.memoryMiB, Level: n.level()})
 	}
 	res := &resources{states: map[model.VMID]pveconf.HAState{}, config: map[model.VMID]ha.Resource{}}
+	homes := len(s.nodes)
+	if r := newRNG(s.seed ^ 0x40e5); r.chance(25) { // they begin on one node or two
+		homes = 1 + r.n(2)
+	}
 	for i, g := range s.guests {
-		n := s.nodes[i%len(s.nodes)]
+		n := s.nodes[i%homes]
 		s.store.seed(model.GuestConfigKey(n.name, g.id), g.conf)
 		if i == len(s.guests)-1 && i > 2 {
 			continue // one guest that is no HA resource
@@ -221,6 +227,7 @@ func (s *sim) makeStore() {
 	}
 	s.store.seed(haResourcesKey, res)
 	s.seedRule()
+	s.seedPolicy()
 }
 
 // seedRule gives some clusters a rule.
@@ -236,6 +243,17 @@ func (s *sim) seedRule() {
 	}
 	s.result.Placement = set.name
 	s.store.seed(haRulesKey, set)
+}
+
+// seedPolicy says what becomes of guests when their node ends in order.
+func (s *sim) seedPolicy() {
+	r := newRNG(s.seed ^ 0xe4d)
+	policies := []ha.ShutdownPolicy{ha.ShutdownConditional, ha.ShutdownFreeze, ha.ShutdownFailover, ha.ShutdownMigrate}
+	center, err := readDatacenter("ha: shutdown_policy=" + string(policies[r.n(len(policies))]) + "\n")
+	if err != nil {
+		panic("sim: " + err.Error())
+	}
+	s.store.seed(datacenterKey, center)
 }
 
 // live runs the life to its end or to the first broken rule.

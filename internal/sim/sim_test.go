@@ -3,11 +3,18 @@ package sim
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"sauh.dev/sauh/internal/core/ha"
+	"sauh.dev/sauh/internal/core/model"
 )
 
 // lives is how many lives the unit tests live; `make sim` lives 10,000.
@@ -76,40 +83,101 @@ func TestEachKindOfFaultIsInjected(t *testing.T) {
 	}
 }
 
-func TestPlantedBugsAreFound(t *testing.T) {
-	found := 0
-	for _, m := range Mutations() {
-		if m.Rule == "" {
-			continue // known not to be found; docs/simulator.md says why
-		}
-		r, ok := Find(t.Context(), m, 640, 2)
-		if !ok {
-			t.Errorf("%s (%s) is found no more: run `sauh sim mutations --find` and write the seed into the table", m.Name, m.What)
+// plans reports whether a fault of the kind is to happen.
+func (s *sim) plans(kind Kind) bool {
+	return slices.ContainsFunc(s.plan.Faults, func(f Fault) bool { return f.Kind == kind })
+}
+
+func TestAtTheEndEverythingIsArmedAndInService(t *testing.T) {
+	struck := map[Kind]int{}
+	dark := 0
+	for seed := range uint64(100) {
+		s := newLife(Options{Seed: seed})
+		if !s.plans(faultOrderly) && !s.plans(faultMaintenance) && !s.plans(faultDisarm) {
 			continue
 		}
-		if sound := Run(Options{Seed: r.Seed}); sound.Violation != nil {
-			t.Errorf("seed %d breaks a rule without %s too: %s", r.Seed, m.Name, sound.Violation)
+		s.live()
+		for kind, n := range s.result.Injected {
+			struck[kind] += n
 		}
-		found++
-		if r.Seed != m.Seed || r.Violation.Rule != m.Rule {
-			t.Logf("%s is now found by seed %d as %s; the table says %d as %s", m.Name, r.Seed, r.Violation.Rule, m.Seed, m.Rule)
+		if s.dark != nil {
+			dark++
+		}
+		if mode, _ := s.store.data[model.HAModeKey].val.(ha.Mode); mode != (ha.Mode{}) {
+			t.Errorf("seed %d: the cluster is still disarmed: %+v", seed, mode)
+		}
+		for _, n := range s.nodes {
+			if asked, _ := s.store.data[model.HARequestPrefix+n.name].val.(ha.NodeRequest); asked != (ha.NodeRequest{}) {
+				t.Errorf("seed %d: %s is still asked for %+v", seed, n.name, asked)
+			}
 		}
 	}
-	if found < 40 {
-		t.Errorf("%d planted bugs are found, 40 must be", found)
+	if struck[faultOrderly] == 0 || struck[faultMaintenance] == 0 || struck[faultDisarm] == 0 || dark == 0 {
+		t.Errorf("too few faults to say so: %v, %d nodes without power", struck, dark)
+	}
+}
+
+func TestANodeEndsInOrderUnderEachPolicyAndSaysGoodbye(t *testing.T) {
+	left := map[ha.ShutdownPolicy]map[ha.NodeEnd]bool{}
+	for seed := range uint64(200) {
+		s := newLife(Options{Seed: seed})
+		if !s.plans(faultOrderly) {
+			continue
+		}
+		s.live()
+		policy := s.shutdownPolicy()
+		for _, n := range s.nodes {
+			if n.ended.left > 0 {
+				if left[policy] == nil {
+					left[policy] = map[ha.NodeEnd]bool{}
+				}
+				left[policy][n.ended.how] = true
+			}
+		}
+	}
+	want := map[ha.NodeEnd]bool{ha.EndsReboot: true, ha.EndsShutdown: true}
+	for _, p := range []ha.ShutdownPolicy{ha.ShutdownConditional, ha.ShutdownFreeze, ha.ShutdownFailover, ha.ShutdownMigrate} {
+		if diff := cmp.Diff(want, left[p]); diff != "" {
+			t.Errorf("policy %s, ends after which a node said goodbye (-want +got):\n%s", p, diff)
+		}
+	}
+}
+
+// seedsCommand is what finds the seeds of the table anew.
+const seedsCommand = "`sauh sim mutations --find` finds seeds anew: write them into Mutations() and into the table of docs/simulator.md"
+
+func TestPlantedBugsAreFound(t *testing.T) {
+	for _, m := range Mutations() {
+		r := Run(Options{Seed: m.Seed, Mutation: m.Name})
+		switch {
+		case r.Violation == nil:
+			t.Errorf("%s (%s): seed %d finds it no more; %s", m.Name, m.What, m.Seed, seedsCommand)
+		case r.Violation.Rule != m.Rule:
+			t.Errorf("%s (%s): seed %d breaks %s by it, the table says %s; %s", m.Name, m.What, m.Seed, r.Violation.Rule, m.Rule, seedsCommand)
+		}
+		if sound := Run(Options{Seed: m.Seed}); sound.Violation != nil {
+			t.Errorf("seed %d breaks a rule without %s too: %s", m.Seed, m.Name, sound.Violation)
+		}
+	}
+	if n := len(Mutations()); n < 40 {
+		t.Errorf("%d planted bugs are found, 40 must be", n)
 	}
 }
 
 func TestShrinkingKeepsTheRuleAndLosesFaults(t *testing.T) {
-	o := Options{Mutation: "freeze-nothing"}
-	r := Run(o)
-	if r.Violation == nil {
-		t.Skip("seed 0 does not find the planted bug any more")
+	for seed := range uint64(200) {
+		o := Options{Seed: seed, Mutation: "freeze-nothing"}
+		r := Run(o)
+		if r.Violation == nil || len(r.Plan.Faults) < 3 {
+			continue
+		}
+		s := Shrink(o, r)
+		if s.Violation == nil || s.Violation.Rule != r.Violation.Rule || len(s.Plan.Faults) >= len(r.Plan.Faults) {
+			t.Errorf("seed %d: shrunk from %d faults and %v to %d faults and %v", seed, len(r.Plan.Faults), r.Violation, len(s.Plan.Faults), s.Violation)
+		}
+		return
 	}
-	s := Shrink(o, r)
-	if s.Violation == nil || s.Violation.Rule != r.Violation.Rule || len(s.Plan.Faults) > len(r.Plan.Faults) {
-		t.Errorf("shrunk from %d faults and %v to %d faults and %v", len(r.Plan.Faults), r.Violation, len(s.Plan.Faults), s.Violation)
-	}
+	t.Fatal("none of 200 seeds with three faults or more finds the planted bug: freeze-nothing is found no more")
 }
 
 // scenarios are the reference's own, trimmed to what is read.
@@ -163,14 +231,54 @@ func TestACommandThatIsNotKnownIsADifference(t *testing.T) {
 	}
 }
 
-func TestEachExceptionIsAScenarioWithAReason(t *testing.T) {
+func TestEachExceptionIsAScenarioWithAReasonAndDifferences(t *testing.T) {
 	names := map[string]bool{}
 	for _, sc := range scenarios(t) {
 		names[sc.Name] = true
 	}
 	for _, e := range Exceptions() {
-		if !names[e.Name] || e.Reason == "" {
+		if !names[e.Name] || e.Reason == "" || len(e.Differs) == 0 {
 			t.Errorf("exception %+v", e)
+		}
+	}
+}
+
+// exceptions are the scenarios that are accepted although they differ.
+func exceptions(t *testing.T) []Scenario {
+	t.Helper()
+	return slices.DeleteFunc(scenarios(t), func(sc Scenario) bool {
+		return !slices.ContainsFunc(Exceptions(), func(e Exception) bool { return e.Name == sc.Name })
+	})
+}
+
+func TestAnExceptionThatBreaksARuleFails(t *testing.T) {
+	for _, sc := range exceptions(t) {
+		v := runScenario(&sc, mutStartUnguarded, nil)
+		if v.OK || v.Accepted != "" || !strings.Contains(strings.Join(v.Differs, " "), string(ruleGuarded)) {
+			t.Errorf("got %+v, want a broken rule", v)
+		}
+	}
+}
+
+func TestAnExceptionThatDiffersInMoreOrInLessFails(t *testing.T) {
+	for _, sc := range exceptions(t) {
+		more := sc
+		more.Outcome.Commands = append(slices.Clone(sc.Outcome.Commands), [2]any{130.0, "service vm:101 dance"})
+		if v := RunScenario(&more, nil); v.OK || v.Accepted != "" {
+			t.Errorf("%s is accepted with a command that is not known", sc.Name)
+		}
+		before := RunScenario(&sc, nil)
+		for _, g := range before.Differs { // the reference as ours
+			sid, _, _ := strings.Cut(g, " ")
+			f := sc.Outcome.Final[sid]
+			f.Node, f.State, f.Running = map[string]string{"vm:103": "node3", "fa:109": "node3"}[sid], "started", true
+			if sc.Name == "test-service-command7" {
+				f.Node = "node1"
+			}
+			sc.Outcome.Final[sid] = f
+		}
+		if v := RunScenario(&sc, nil); !before.OK || v.OK || v.Accepted != "" {
+			t.Errorf("%s: accepted before: %v, and without its difference: %v", sc.Name, before.OK, v.OK)
 		}
 	}
 }
@@ -181,8 +289,9 @@ func TestTheManualListsPlantedBugsAndExceptions(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, m := range Mutations() {
-		if !bytes.Contains(text, []byte("| "+m.Name+" |")) {
-			t.Errorf("docs/simulator.md does not list %s", m.Name)
+		row := fmt.Sprintf("| %s | %s | %d | %s |", m.Name, m.What, m.Seed, m.Rule)
+		if !bytes.Contains(text, []byte("\n"+row+"\n")) {
+			t.Errorf("docs/simulator.md does not have the row\n%s\n%s", row, seedsCommand)
 		}
 	}
 	for _, e := range Exceptions() {

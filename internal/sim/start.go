@@ -78,6 +78,10 @@ func (a *agent) startGuest(r startRequest, done func(error)) {
 		done(model.ErrBusy)
 		return
 	}
+	if a.closed {
+		done(model.ErrUnavailable)
+		return
+	}
 	at := a.term()
 	a.readOwnership(r.id, func(o ownership, err error) {
 		conf, ok := o.conf.val.(*guestConf)

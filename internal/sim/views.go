@@ -4,7 +4,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
@@ -299,6 +298,9 @@ func (a *agent) memberView(r *nodeRecord) ha.Member {
 		}
 		m.LiveRevision = v.Revision
 	}
+	if a.s.mut == mutEndingExcused && a.excuses(r) {
+		m.Silence = 0
+	}
 	if a.s.scenario != nil {
 		m.Load = a.s.nodeLoad(n)
 		m.Load.MemoryMiB++ // 0 is "not known"
@@ -311,7 +313,7 @@ func (a *agent) memberView(r *nodeRecord) ha.Member {
 }
 
 // unix is the node's wall clock.
-func (a *agent) unix() int64 { return 1_700_000_000 + int64((a.s.now+a.node.wall)/time.Second) }
+func (a *agent) unix() int64 { return a.node.unix(a.s.now) }
 
 // workerView is what the worker looks at; guarded are the groups that the guard has.
 func (a *agent) workerView(guarded []string, known bool) ha.LocalView {

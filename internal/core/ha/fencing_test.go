@@ -383,6 +383,8 @@ func TestANodeThatFallsSilentWhileItEndsIsAskedAboutAndWaitedForLikeEveryOther(t
 	m.Mode = ha.NodeMode{Ends: ha.EndsReboot, BootID: m.Live.BootID}
 	d.v.Policy.Shutdown = ha.ShutdownFreeze
 	d.view("status vm:100 freeze on n3", "wake 1.5s")
+	d.quiet(2 * second) // not watched any more, and not yet taken for silent
+	d.view("wake 3s")
 	d.quiet(3 * second)
 	d.view("ask n3 redfish", "wake 3.1s")
 }

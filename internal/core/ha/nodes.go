@@ -71,6 +71,9 @@ func (d *decision) freeze(n *node) {
 		// It fell silent before it was through: it crashed, and is asked about and waited for like every other.
 	case d.view.Policy.freezes(n.ends):
 		n.frozen = fmt.Sprintf("%s ends in order (%s), and its guests wait for it", n.Name, n.ends)
+		if n.Name != d.self && !n.Live.Left {
+			d.wakeIn(d.p.Suspect - n.silence)
+		}
 	case n.Live.Left && n.ends == EndsReboot && n.silence < d.p.RebootPatience:
 		n.frozen = fmt.Sprintf("%s reboots, and its guests wait for it for %s", n.Name, d.p.RebootPatience)
 		d.wakeIn(d.p.RebootPatience - n.silence)
