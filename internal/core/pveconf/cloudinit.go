@@ -20,7 +20,7 @@ type CloudInit struct {
 // IPConfig is how a network card gets its addresses: ipconfig[n].
 type IPConfig struct {
 	Key string // "ipconfig0"
-	// IP and IP6 are an address with its prefix, "dhcp", of IP6 also "auto", or "" for none; the gateways are "" without one.
+	// IP and IP6 are an address with its prefix, "dhcp", "manual", of IP6 also "auto", or "" for none; the gateways are "" without one.
 	IP, Gateway, IP6, Gateway6 string
 }
 

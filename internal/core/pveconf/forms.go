@@ -45,7 +45,7 @@ var (
 	cpuType      = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9\-_.]*$`)
 	cpuFlag      = regexp.MustCompile(`^[+-][a-zA-Z0-9\-_.]+$`)
 	diskSize     = regexp.MustCompile(`^\d+(\.\d+)?[KMGT]?$`)
-	urlEncoded   = regexp.MustCompile(`^([-a-zA-Z0-9_.!~*'()/+=@:,]|%[0-9a-fA-F]{2})*$`)
+	urlEncoded   = regexp.MustCompile(`^([-a-zA-Z0-9_.!~*'()]|%[0-9a-fA-F]{2})*$`)
 	wwn          = regexp.MustCompile(`^0x[0-9a-fA-F]{16}$`)
 	scsiVendor   = regexp.MustCompile(`^[A-Za-z0-9\-_\s]{0,8}$`)
 	scsiProduct  = regexp.MustCompile(`^[A-Za-z0-9\-_\s]{0,16}$`)
@@ -173,14 +173,14 @@ func networkForm(name string) form {
 	case "ipv6":
 		return form{what: "an IPv6 address", write: "write one such as 2001:db8::1", ok: func(s string) bool { a, ok := ipAddr(s); return ok && a.Is6() }}
 	case "ipv4-config":
-		return form{what: "an IPv4 address with its prefix", write: "write one such as 192.0.2.10/24, or dhcp", ok: func(s string) bool {
+		return form{what: "an IPv4 address with its prefix", write: "write one such as 192.0.2.10/24, dhcp or manual", ok: func(s string) bool {
 			p, ok := ipPrefix(s)
-			return s == "dhcp" || ok && p.Addr().Is4()
+			return s == "dhcp" || s == "manual" || ok && p.Addr().Is4()
 		}}
 	case "ipv6-config":
-		return form{what: "an IPv6 address with its prefix", write: "write one such as 2001:db8::10/64, dhcp or auto", ok: func(s string) bool {
+		return form{what: "an IPv6 address with its prefix", write: "write one such as 2001:db8::10/64, dhcp, auto or manual", ok: func(s string) bool {
 			p, ok := ipPrefix(s)
-			return s == "dhcp" || s == "auto" || ok && p.Addr().Is6()
+			return s == "dhcp" || s == "auto" || s == "manual" || ok && p.Addr().Is6()
 		}}
 	case "address-list":
 		return form{what: "an address", write: "write IP addresses or host names, separated by blanks or ','", ok: func(s string) bool {

@@ -297,31 +297,3 @@ func TestEveryDescriptionComesBackAsItWas(t *testing.T) {
 		}
 	})
 }
-
-// What a parse accepts it prints, and what it prints it accepts and prints the same.
-func FuzzParseGuest(f *testing.F) {
-	for _, text := range []string{web, "", "memory: 512\n", "# x\n", "[a]\n[b]\nx", "cdrom: none\n", "name: a\r\ncores: 1\r\n", "net0: virtio\n", "[\n]"} {
-		f.Add([]byte(text))
-	}
-	f.Fuzz(func(t *testing.T, text []byte) {
-		g, err := pveconf.ParseGuest(text)
-		if err != nil {
-			if !errors.Is(err, model.ErrInvalid) {
-				t.Fatalf("the error is no InvalidError: %v", err)
-			}
-			return
-		}
-		once := g.Bytes()
-		again, err := pveconf.ParseGuest(once)
-		if err != nil {
-			t.Fatalf("%q is printed as %q, which is refused: %v", text, once, err)
-		}
-		if diff := cmp.Diff(string(once), string(again.Bytes())); diff != "" {
-			t.Fatalf("%q (-first print +second):\n%s", text, diff)
-		}
-		if diff := cmp.Diff(g.Values(), again.Values()); diff != "" {
-			t.Fatalf("%q (-first +second):\n%s", text, diff)
-		}
-		_, _, _, _ = g.Disks(), g.Nets(), g.BootOrder(), pveconf.Unsupported(g)
-	})
-}

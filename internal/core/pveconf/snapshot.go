@@ -2,7 +2,6 @@ package pveconf
 
 import (
 	"errors"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -34,9 +33,6 @@ type PendingDelete struct {
 	Force bool // a disk's volume goes too
 }
 
-// snapshotName is the format pve-snapshot-name; [special:cloudinit] and the like are none.
-var snapshotName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_-]+$`)
-
 const pendingSection = "PENDING"
 
 // Snapshots reads the snapshots in the order of the file. What is wrong in one is a *model.InvalidError with the
@@ -44,7 +40,7 @@ const pendingSection = "PENDING"
 func (g *Guest) Snapshots() ([]Snapshot, error) {
 	var out []Snapshot
 	for _, s := range g.sections {
-		if strings.EqualFold(s.Name, pendingSection) || !snapshotName.MatchString(s.Name) {
+		if strings.EqualFold(s.Name, pendingSection) || strings.Contains(s.Name, ":") { // such as [special:cloudinit]
 			continue
 		}
 		conf, err := s.Config()
