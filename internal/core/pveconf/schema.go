@@ -105,9 +105,11 @@ func defaultOption(key string) string {
 }
 
 // formatOf is the format of a structured key's property string.
-func formatOf(key string) Format {
-	f := Format{Default: defaultOption(key)}
-	for _, o := range optionsOf(key) {
+func formatOf(key string) Format { return formatWith(key, optionsOf(key)) }
+
+func formatWith(key string, all []option) Format {
+	f := Format{Default: defaultOption(key), Keys: make([]string, 0, len(all))}
+	for _, o := range all {
 		switch o.aliasOf {
 		case "":
 			f.Keys = append(f.Keys, o.name)
@@ -128,13 +130,14 @@ type options struct {
 
 // readOptions takes the value of a structured key apart and checks each option.
 func readOptions(key, value string) (options, error) {
-	f := formatOf(key)
+	all := optionsOf(key)
+	f := formatWith(key, all)
 	ps, err := ParseProps(key, f, value)
 	if err != nil {
 		return options{}, err
 	}
-	all := optionsOf(key)
-	for _, o := range all {
+	for i := range all {
+		o := &all[i]
 		v, set := ps.Get(o.name)
 		if o.required && !set {
 			return options{}, model.Invalidf(key, "%s is missing: %s", o.name, o.allowed())
@@ -142,11 +145,11 @@ func readOptions(key, value string) (options, error) {
 		if !set || o.aliasOf != "" {
 			continue
 		}
-		label := o.name + "=" + v
-		if o.name == f.Default {
-			label = quote(v)
+		name := o.name
+		if name == f.Default {
+			name = ""
 		}
-		if err := o.check(key, label, v); err != nil {
+		if err := o.check(key, name, v); err != nil {
 			return options{}, err
 		}
 	}

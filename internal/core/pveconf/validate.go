@@ -20,7 +20,7 @@ func Validate(key, value string) error {
 	if !ok {
 		return unknownKey(key)
 	}
-	if err := o.check(key, quote(value), value); err != nil {
+	if err := o.check(key, "", value); err != nil {
 		return err
 	}
 	if o.kind != kindStructured {
@@ -93,34 +93,35 @@ func unknownKey(key string) error {
 	return model.Invalidf(key, "a guest's configuration has no such key")
 }
 
-// check refuses a value. label is how the message calls it: "tag=5000", or the value in quotes.
-func (o option) check(key, label, value string) error {
+// check refuses a value. name is that of an option whose name belongs into the message, "tag=5000"; without one the value
+// stands there in quotes.
+func (o *option) check(key, name, value string) error {
 	if n := len([]rune(value)); o.maxLen > 0 && n > o.maxLen {
-		return model.Invalidf(key, "%.60s has %d characters: %d is the limit", label, n, o.maxLen)
+		return model.Invalidf(key, "%.60s has %d characters: %d is the limit", label(name, value), n, o.maxLen)
 	}
 	switch o.kind {
 	case kindBoolean:
 		if _, err := parseBool("", value); err != nil {
-			return model.Invalidf(key, "%s is neither yes nor no: write 1 or 0", label)
+			return model.Invalidf(key, "%s is neither yes nor no: write 1 or 0", label(name, value))
 		}
 	case kindInteger:
 		if n, ok := parseWhole(value); !ok || !o.inRange(float64(n)) {
-			return model.Invalidf(key, "%s is not allowed: %s", label, o.allowed())
+			return model.Invalidf(key, "%s is not allowed: %s", label(name, value), o.allowed())
 		}
 	case kindNumber:
 		if f, ok := parseDecimal(value); !ok || !o.inRange(f) {
-			return model.Invalidf(key, "%s is not allowed: %s", label, o.allowed())
+			return model.Invalidf(key, "%s is not allowed: %s", label(name, value), o.allowed())
 		}
 	case kindText:
-		return o.checkText(key, label, value)
+		return o.checkText(key, name, value)
 	case kindStructured:
 	}
 	return nil
 }
 
-func (o option) checkText(key, label, value string) error {
+func (o *option) checkText(key, name, value string) error {
 	if o.enum != "" && !inList(o.enum, value) {
-		return model.Invalidf(key, "%s is not allowed: %s", label, o.allowed())
+		return model.Invalidf(key, "%s is not allowed: %s", label(name, value), o.allowed())
 	}
 	f, ok := formOf(o.form)
 	if !ok {
@@ -130,12 +131,12 @@ func (o option) checkText(key, label, value string) error {
 	switch {
 	case !wrong:
 		return nil
-	case label == quote(value):
+	case name == "":
 		return model.Invalidf(key, "%s is not %s: %s", quote(part), f.what, f.write)
 	case part != value:
-		return model.Invalidf(key, "%s: %s is not %s: %s", label, quote(part), f.what, f.write)
+		return model.Invalidf(key, "%s: %s is not %s: %s", label(name, value), quote(part), f.what, f.write)
 	}
-	return model.Invalidf(key, "%s is not %s: %s", label, f.what, f.write)
+	return model.Invalidf(key, "%s is not %s: %s", label(name, value), f.what, f.write)
 }
 
 // inList looks a value up in a list that is separated by blanks.
@@ -149,7 +150,7 @@ func inList(list, value string) bool {
 }
 
 // allowed says to a person what to write.
-func (o option) allowed() string {
+func (o *option) allowed() string {
 	what := "number"
 	if o.kind == kindInteger {
 		what = "whole number"
@@ -175,7 +176,7 @@ func (o option) allowed() string {
 	return "write it as " + o.name + "=TEXT"
 }
 
-func (o option) inRange(f float64) bool {
+func (o *option) inRange(f float64) bool {
 	for _, bound := range []struct {
 		text string
 		sign float64
@@ -185,6 +186,14 @@ func (o option) inRange(f float64) bool {
 		}
 	}
 	return true
+}
+
+// label is how a message calls a value.
+func label(name, value string) string {
+	if name == "" {
+		return quote(value)
+	}
+	return name + "=" + value
 }
 
 // quote is a value in quotes, cut where it is too long to read.
