@@ -44,7 +44,8 @@ var (
 
 // ParseGuest reads a guest's file. An error is a *model.InvalidError with the
 // line's number: a line that is no "key: value", a key given twice, a wrong value
-// of a key that is in use. Keys that nothing here knows are kept.
+// of a key that Proxmox VE has. Other keys are kept. Sections are not looked into:
+// [Guest.Snapshots] and [Guest.Pending] do that.
 func ParseGuest(text []byte) (*Guest, error) {
 	g := &Guest{}
 	lines := strings.SplitAfter(string(text), "\n")
