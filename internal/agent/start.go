@@ -153,24 +153,8 @@ func (s *starter) start(ctx context.Context, r startRequest) error {
 	for _, key := range pveconf.Unsupported(conf) {
 		r.log("WARN: %s is kept but has no effect in this version", key)
 	}
-	for _, what := range ignoredOfNets(conf) {
-		r.log("WARN: %s is kept but has no effect in this version", what)
-	}
 	s.writePills(ctx, conf, o.storages, r.pills)
 	return s.launch(ctx, conf, spec, o, term{epoch, leased})
-}
-
-// ignoredOfNets names what the guest's network cards ask for and do not get, such as "net0: tag=5".
-func ignoredOfNets(conf *pveconf.Guest) []string {
-	var out []string
-	for _, n := range conf.Nets() {
-		for _, key := range []string{"tag", "trunks", "rate", "queues", "firewall"} {
-			if v, ok := n.Props.Get(key); ok && !(key == "firewall" && !n.Firewall) {
-				out = append(out, n.Key+": "+key+"="+v)
-			}
-		}
-	}
-	return out
 }
 
 // term is the node's lease as it was at one moment.

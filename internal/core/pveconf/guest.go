@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"sauh.dev/sauh/internal/core/model"
@@ -14,14 +15,16 @@ import (
 // Guest is one guest's file. The zero value is an empty file. It is not safe
 // for concurrent use.
 type Guest struct {
-	description string
-	entries     []entry
-	sections    []GuestSection
+	lines    []line // those above the first section
+	sections []GuestSection
 }
 
-type entry struct {
-	key, value string
-	line       int // in the file that was parsed, 0 if set since
+// line is one line of the file. What is no entry and no comment is blank.
+type line struct {
+	key, value string // of an entry
+	comment    bool   // of a comment the value is its text
+	raw        string // as it was read, its end included; "" if it was set since
+	number     int    // in the file that was parsed, 0 if set since
 }
 
 // GuestSection is a part of the file after the current configuration: a snapshot or
@@ -29,6 +32,8 @@ type entry struct {
 type GuestSection struct {
 	Name string // as between the brackets: "before-upgrade", "PENDING"
 	Text string // the lines below, verbatim
+	head string // the line of the name, verbatim
+	line int    // its number
 }
 
 var (
@@ -39,54 +44,55 @@ var (
 
 // ParseGuest reads a guest's file. An error is a *model.InvalidError with the
 // line's number: a line that is no "key: value", a key given twice, a wrong value
-// of a key that is in use. Keys that nothing here knows are kept.
+// of a key that Proxmox VE has. Other keys are kept. Sections are not looked into:
+// [Guest.Snapshots] and [Guest.Pending] do that.
 func ParseGuest(text []byte) (*Guest, error) {
 	g := &Guest{}
 	lines := strings.SplitAfter(string(text), "\n")
 	for i, raw := range lines {
-		line := strings.TrimRight(raw, "\r\n")
-		if m := sectionLine.FindStringSubmatch(line); m != nil {
+		if sectionLine.MatchString(strings.TrimRight(raw, "\r\n")) {
 			return g, g.parseSections(lines[i:], i)
 		}
-		if err := g.parseLine(line, i+1); err != nil {
+		if err := g.parseLine(raw, i+1); err != nil {
 			return nil, err
 		}
 	}
 	return g, nil
 }
 
-func (g *Guest) parseLine(line string, n int) error {
-	if strings.TrimSpace(line) == "" {
+func (g *Guest) parseLine(raw string, n int) error {
+	text := strings.TrimRight(raw, "\r\n")
+	if strings.TrimSpace(text) == "" {
+		if raw != "" {
+			g.lines = append(g.lines, line{raw: raw, number: n})
+		}
 		return nil
 	}
-	if text, ok := strings.CutPrefix(line, "#"); ok {
-		g.description += decodeText(text) + "\n"
+	if comment, ok := strings.CutPrefix(text, "#"); ok {
+		g.lines = append(g.lines, line{comment: true, value: decodeText(comment), raw: raw, number: n})
 		return nil
 	}
-	m := entryLine.FindStringSubmatch(line)
+	m := entryLine.FindStringSubmatch(text)
 	if m == nil {
 		return &model.InvalidError{
-			Param: fmt.Sprintf("%.60q", line), Line: n,
+			Param: fmt.Sprintf("%.60q", text), Line: n,
 			Msg: `not a configuration line: write "key: value", "# description" or "[snapshot]"`,
 		}
 	}
-	key, value := m[1], m[2]
-	if key == "description" {
-		g.description += decodeText(value) + "\n"
+	key, value := canonical(m[1]), m[2]
+	if key == "description" { // as files of old versions have it
+		g.lines = append(g.lines, line{comment: true, value: decodeText(value), raw: raw, number: n})
 		return nil
 	}
-	if key == "cdrom" { // Proxmox VE's own other name
-		key = "ide2"
-	}
-	if old := g.find(key); old != nil {
-		return &model.InvalidError{Param: key, Line: n, Msg: fmt.Sprintf("given twice, first in line %d: keep one of them", old.line)}
+	if i := g.find(key); i >= 0 {
+		return &model.InvalidError{Param: key, Line: n, Msg: fmt.Sprintf("given twice, first in line %d: keep one of them", g.lines[i].number)}
 	}
 	if Known(key) {
 		if err := Validate(key, value); err != nil {
 			return atLine(err, key, n)
 		}
 	}
-	g.entries = append(g.entries, entry{key, value, n})
+	g.lines = append(g.lines, line{key: key, value: value, raw: raw, number: n})
 	return nil
 }
 
@@ -112,27 +118,40 @@ func (g *Guest) parseSections(lines []string, before int) error {
 				return &model.InvalidError{Param: "[" + m[1] + "]", Line: before + i + 1, Msg: "this section is there twice: keep one of them"}
 			}
 		}
-		g.sections = append(g.sections, GuestSection{Name: m[1]})
+		g.sections = append(g.sections, GuestSection{Name: m[1], head: raw, line: before + i + 1})
 	}
 	return nil
 }
 
-// Bytes prints the file: description, keys in order, sections.
+// Bytes prints the file. Lines and sections that were not changed are as they were read.
 func (g *Guest) Bytes() []byte {
 	var b bytes.Buffer
-	for line := range strings.Lines(g.description) {
-		b.WriteString("#" + encodeText(strings.TrimSuffix(line, "\n")) + "\n")
-	}
-	for _, e := range g.entries {
-		b.WriteString(e.key + ": " + e.value + "\n")
+	for _, l := range g.lines {
+		endLine(&b)
+		b.WriteString(l.print())
 	}
 	for _, s := range g.sections {
-		if b.Len() > 0 {
-			b.WriteString("\n")
-		}
-		b.WriteString("[" + s.Name + "]\n" + strings.TrimRight(s.Text, "\n") + "\n")
+		endLine(&b)
+		b.WriteString(s.head + s.Text)
 	}
 	return b.Bytes()
+}
+
+// endLine ends a line that was read without an end, where something follows it now.
+func endLine(b *bytes.Buffer) {
+	if b.Len() > 0 && b.Bytes()[b.Len()-1] != '\n' {
+		b.WriteByte('\n')
+	}
+}
+
+func (l line) print() string {
+	switch {
+	case l.raw != "":
+		return l.raw
+	case l.comment:
+		return "#" + encodeText(l.value) + "\n"
+	}
+	return l.key + ": " + l.value + "\n"
 }
 
 // Digest is the SHA-1 of a file's bytes in hexadecimal, as the API hands it out.
@@ -141,30 +160,29 @@ func Digest(file []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func (g *Guest) find(key string) *entry {
-	for i := range g.entries {
-		if g.entries[i].key == key {
-			return &g.entries[i]
-		}
-	}
-	return nil
+// find returns the index of an entry's line, or -1.
+func (g *Guest) find(key string) int {
+	key = canonical(key)
+	return slices.IndexFunc(g.lines, func(l line) bool { return l.key == key && key != "" })
 }
 
 // Keys lists the keys in the order of the file; "description" comes first if there is one.
 func (g *Guest) Keys() []string {
 	var keys []string
-	if g.description != "" {
+	if g.Description() != "" {
 		keys = append(keys, "description")
 	}
-	for _, e := range g.entries {
-		keys = append(keys, e.key)
+	for _, l := range g.lines {
+		if l.key != "" {
+			keys = append(keys, l.key)
+		}
 	}
 	return keys
 }
 
 // Values returns the current configuration without sections.
 func (g *Guest) Values() map[string]string {
-	m := make(map[string]string, len(g.entries))
+	m := make(map[string]string, len(g.lines))
 	for _, k := range g.Keys() {
 		m[k], _ = g.Get(k)
 	}
@@ -177,10 +195,11 @@ func (g *Guest) Sections() []GuestSection { return append([]GuestSection(nil), g
 // Get returns the value of key as it stands in the file.
 func (g *Guest) Get(key string) (string, bool) {
 	if key == "description" {
-		return g.description, g.description != ""
+		text := g.Description()
+		return text, text != ""
 	}
-	if e := g.find(key); e != nil {
-		return e.value, true
+	if i := g.find(key); i >= 0 {
+		return g.lines[i].value, true
 	}
 	return "", false
 }
@@ -201,13 +220,27 @@ func (g *Guest) Set(key, value string) error {
 	if err := Validate(key, value); err != nil {
 		return err
 	}
-	if e := g.find(key); e != nil {
-		e.value = value
-		return nil
+	i := g.find(key)
+	switch {
+	case i < 0:
+		g.insert(g.end(), line{key: canonical(key), value: value})
+	case g.lines[i].value != value:
+		g.lines[i] = line{key: g.lines[i].key, value: value}
 	}
-	g.entries = append(g.entries, entry{key: key, value: value})
 	return nil
 }
+
+// end is where a new entry goes: after the last line that is not blank.
+func (g *Guest) end() int {
+	for i := len(g.lines) - 1; i >= 0; i-- {
+		if g.lines[i].key != "" || g.lines[i].comment {
+			return i + 1
+		}
+	}
+	return 0
+}
+
+func (g *Guest) insert(at int, lines ...line) { g.lines = slices.Insert(g.lines, at, lines...) }
 
 func (g *Guest) setDescription(text string) error {
 	if err := Validate("description", text); err != nil {
@@ -216,29 +249,32 @@ func (g *Guest) setDescription(text string) error {
 	if text != "" && !strings.HasSuffix(text, "\n") {
 		text += "\n"
 	}
-	g.description = text
+	if text == g.Description() {
+		return nil
+	}
+	at := max(0, slices.IndexFunc(g.lines, func(l line) bool { return l.comment }))
+	g.Delete("description")
+	var lines []line
+	for one := range strings.Lines(text) {
+		lines = append(lines, line{comment: true, value: strings.TrimSuffix(one, "\n")})
+	}
+	g.insert(at, lines...)
 	return nil
 }
 
 // Delete removes key and reports whether it was there.
 func (g *Guest) Delete(key string) bool {
-	if key == "description" {
-		had := g.description != ""
-		g.description = ""
-		return had
-	}
-	for i := range g.entries {
-		if g.entries[i].key == key {
-			g.entries = append(g.entries[:i:i], g.entries[i+1:]...)
-			return true
-		}
-	}
-	return false
+	key = canonical(key)
+	before := len(g.lines)
+	g.lines = slices.DeleteFunc(g.lines, func(l line) bool {
+		return l.comment && key == "description" || l.key != "" && l.key == key
+	})
+	return len(g.lines) < before
 }
 
 // Clone returns a copy that shares nothing with g.
 func (g *Guest) Clone() *Guest {
-	return &Guest{g.description, append([]entry(nil), g.entries...), append([]GuestSection(nil), g.sections...)}
+	return &Guest{slices.Clone(g.lines), slices.Clone(g.sections)}
 }
 
 const hexDigits = "0123456789ABCDEF"

@@ -72,9 +72,20 @@ func (ps Props) addKey(param string, f Format, key, value string) (Props, error)
 		return ps.add(param, a.Key, value)
 	}
 	if !slices.Contains(f.Keys, key) {
-		return nil, model.Invalidf(param, "invalid key in comma-separated list property: %s (allowed: %s)", key, strings.Join(f.Keys, ", "))
+		return nil, model.Invalidf(param, "invalid key in comma-separated list property: %s (allowed: %s)", key, strings.Join(f.names(), ", "))
 	}
 	return ps.add(param, key, value)
+}
+
+// names are the keys allowed, and the spellings that say something themselves.
+func (f Format) names() []string {
+	names := slices.Clone(f.Keys)
+	for _, a := range f.Aliases {
+		if a.NameKey != "" {
+			names = append(names, a.Name)
+		}
+	}
+	return names
 }
 
 func (ps Props) add(param, key, value string) (Props, error) {

@@ -1,6 +1,7 @@
 package pveconf
 
 import (
+	"fmt"
 	"math"
 	"regexp"
 	"slices"
@@ -11,33 +12,76 @@ import (
 	"sauh.dev/sauh/internal/core/units"
 )
 
-var (
-	dnsName  = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*$`)
-	machine  = regexp.MustCompile(`^(pc|pc(-i440fx)?-\d+(\.\d+)+(\+pve\d+)?(\.pxe)?|q35|pc-q35-\d+(\.\d+)+(\+pve\d+)?(\.pxe)?)$`)
-	macAddr  = regexp.MustCompile(`^[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}$`)
-	uuidText = regexp.MustCompile(`^[a-fA-F0-9]{8}(-[a-fA-F0-9]{4}){3}-[a-fA-F0-9]{12}$`)
-	bridge   = regexp.MustCompile(`^[-_.\w]{1,15}$`)
-	volid    = regexp.MustCompile(`^([a-zA-Z][a-zA-Z0-9\-_.]*[a-zA-Z0-9]:\S+|/\S+|none)$`)
-	cpuType  = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9\-_.]*$`)
-	cpuFlag  = regexp.MustCompile(`^[+-][a-zA-Z0-9\-_.]+$`)
-	diskSize = regexp.MustCompile(`^\d+(\.\d+)?[KMGT]?$`)
-)
-
 // Validate checks the value of one key as it would stand in the file. The error
-// is a *model.InvalidError that says what is allowed. A key that Proxmox VE does not have
-// is refused; of the keys that have no effect yet any value is taken.
+// is a *model.InvalidError that says which part is wrong and what is allowed. A key that
+// Proxmox VE does not have is refused.
 func Validate(key, value string) error {
-	switch keyUse(key) {
-	case unknown:
+	o, ok := keyOption(key)
+	if !ok {
 		return unknownKey(key)
-	case kept:
-		return nil
-	case working, record:
 	}
-	if err := validateDevice(key, value); err != nil {
+	if err := o.check(key, "", value); err != nil {
 		return err
 	}
-	return validateScalar(key, value)
+	if o.kind != kindStructured {
+		return nil
+	}
+	os, err := readOptions(key, value)
+	if err != nil {
+		return err
+	}
+	return together(key, os)
+}
+
+// together checks what the options of a key say of one another.
+func together(key string, os options) error {
+	switch collapse(canonical(key)) {
+	case "smbios1":
+		_, err := smbiosOf(os)
+		return err
+	case "hostpci[n]", "usb[n]":
+		_, host := os.Get("host")
+		_, mapping := os.Get("mapping")
+		if host == mapping {
+			return model.Invalidf(key, "write either host, the device, or mapping, a name that stands for one")
+		}
+	case "ipconfig[n]":
+		for _, p := range [][2]string{{"gw", "ip"}, {"gw6", "ip6"}} {
+			gateway, has := os.Get(p[0])
+			if _, address := os.Get(p[1]); has && !address {
+				return model.Invalidf(key, "%s=%s is a gateway without an address: write %s too", p[0], gateway, p[1])
+			}
+		}
+	case "boot":
+		return bootTogether(key, os.list("order"))
+	case "ide[n]", "sata[n]", "scsi[n]", "virtio[n]":
+		return diskTogether(key, os)
+	}
+	return nil
+}
+
+// diskTogether checks the texts that a disk's firmware has room for: 20 bytes of serial number, 40 of model.
+func diskTogether(key string, os options) error {
+	for name, limit := range map[string]int{"serial": 20, "model": 40} {
+		if n := len(decodeText(os.text(name))); n > limit {
+			return model.Invalidf(key, "%s has %d bytes: %d is the limit", name, n, limit)
+		}
+	}
+	return nil
+}
+
+// bootTogether refuses what cannot be booted from, and a device that stands in the order twice.
+func bootTogether(key string, order []string) error {
+	for i, d := range order {
+		family, _, _ := SplitIndex(d)
+		if collapse(d) == d || !inList("virtio scsi sata ide net hostpci usb", family) {
+			return model.Invalidf(key, "%s is not a device to boot from: write order=virtio0;net0", quote(d))
+		}
+		if slices.Contains(order[:i], d) {
+			return model.Invalidf(key, "%s stands in the order twice", d)
+		}
+	}
+	return nil
 }
 
 func unknownKey(key string) error {
@@ -49,72 +93,111 @@ func unknownKey(key string) error {
 	return model.Invalidf(key, "a guest's configuration has no such key")
 }
 
-// validateDevice checks the keys whose value is a property string.
-func validateDevice(key, value string) error {
-	var err error
-	switch collapse(key) {
-	case "net[n]":
-		_, err = ParseNet(key, value)
-	case "virtio[n]", "scsi[n]":
-		_, err = ParseDisk(key, value)
-	case "cpu":
-		_, err = ParseCPU(value)
-	case "memory":
-		_, err = parseMemory(value)
-	case "machine":
-		_, err = parseMachine(value)
-	case "boot":
-		_, err = parseBoot(value)
-	case "agent":
-		_, err = parseAgent(value)
-	case "smbios1":
-		_, err = ParseSMBIOS(value)
-	case "vga":
-		_, err = ParseProps(key, vgaFormat(), value)
+// check refuses a value. name is that of an option whose name belongs into the message, "tag=5000"; without one the value
+// stands there in quotes.
+func (o *option) check(key, name, value string) error {
+	if n := len([]rune(value)); o.maxLen > 0 && n > o.maxLen {
+		return model.Invalidf(key, "%.60s has %d characters: %d is the limit", label(name, value), n, o.maxLen)
 	}
-	return err
-}
-
-func validateScalar(key, value string) error {
-	switch collapse(key) {
-	case "acpi", "kvm", "onboot", "template", "protection":
-		_, err := parseBool(key, value)
-		return err
-	case "cores", "sockets":
-		_, err := parseInt(key, value, 1, 256)
-		return err
-	case "name":
-		if len(value) > 253 || !dnsName.MatchString(value) {
-			return model.Invalidf(key, "%q is not a host name: use letters, digits, '-' and '.'", value)
+	switch o.kind {
+	case kindBoolean:
+		if _, err := parseBool("", value); err != nil {
+			return model.Invalidf(key, "%s is neither yes nor no: write 1 or 0", label(name, value))
 		}
-	case "description":
-		if len(value) > 8192 {
-			return model.Invalidf(key, "the text has %d bytes, the limit is 8192", len(value))
+	case kindInteger:
+		if n, ok := parseWhole(value); !ok || !o.inRange(float64(n)) {
+			return model.Invalidf(key, "%s is not allowed: %s", label(name, value), o.allowed())
 		}
-	case "serial[n]":
-		if value != "socket" && !(strings.HasPrefix(value, "/dev/") && !strings.Contains(value, ",")) {
-			return model.Invalidf(key, "%q is not a serial port: write socket, or a device such as /dev/ttyS0", value)
+	case kindNumber:
+		if f, ok := parseDecimal(value); !ok || !o.inRange(f) {
+			return model.Invalidf(key, "%s is not allowed: %s", label(name, value), o.allowed())
 		}
-	case "vmgenid":
-		if value != "0" && value != "1" && !uuidText.MatchString(value) {
-			return model.Invalidf(key, "%q is not a generation id: write a UUID, 1 to have one made, or 0 for none", value)
-		}
-	case "ostype":
-		return oneOf(key, value, "other", "wxp", "w2k", "w2k3", "w2k8", "wvista", "win7", "win8", "win10", "win11", "l24", "l26", "solaris")
-	case "lock":
-		return oneOf(key, value, "backup", "clone", "create", "migrate", "rollback", "snapshot", "snapshot-delete", "suspending", "suspended")
-	case "scsihw":
-		return oneOf(key, value, "lsi", "lsi53c810", "virtio-scsi-pci", "virtio-scsi-single", "megasas", "pvscsi")
+	case kindText:
+		return o.checkText(key, name, value)
+	case kindStructured:
 	}
 	return nil
 }
 
-func oneOf(key, value string, allowed ...string) error {
-	if slices.Contains(allowed, value) {
+func (o *option) checkText(key, name, value string) error {
+	if o.enum != "" && !inList(o.enum, value) {
+		return model.Invalidf(key, "%s is not allowed: %s", label(name, value), o.allowed())
+	}
+	f, ok := formOf(o.form)
+	if !ok {
 		return nil
 	}
-	return model.Invalidf(key, "%q is not allowed: use one of %s", value, strings.Join(allowed, ", "))
+	part, wrong := f.wrong(value)
+	switch {
+	case !wrong:
+		return nil
+	case name == "":
+		return model.Invalidf(key, "%s is not %s: %s", quote(part), f.what, f.write)
+	case part != value:
+		return model.Invalidf(key, "%s: %s is not %s: %s", label(name, value), quote(part), f.what, f.write)
+	}
+	return model.Invalidf(key, "%s is not %s: %s", label(name, value), f.what, f.write)
 }
+
+// inList looks a value up in a list that is separated by blanks.
+func inList(list, value string) bool {
+	for s := range strings.SplitSeq(list, " ") {
+		if s == value {
+			return true
+		}
+	}
+	return false
+}
+
+// allowed says to a person what to write.
+func (o *option) allowed() string {
+	what := "number"
+	if o.kind == kindInteger {
+		what = "whole number"
+	}
+	if o.unit != "" {
+		what += " of " + o.unit
+	}
+	f, formed := formOf(o.form)
+	switch {
+	case o.kind == kindBoolean:
+		return "write 1 or 0"
+	case (o.kind == kindInteger || o.kind == kindNumber) && o.low == "":
+		return "use a " + what
+	case (o.kind == kindInteger || o.kind == kindNumber) && o.high == "":
+		return "use a " + what + " from " + o.low
+	case o.kind == kindInteger || o.kind == kindNumber:
+		return "use a " + what + " from " + o.low + " to " + o.high
+	case o.enum != "":
+		return "use one of " + strings.ReplaceAll(o.enum, " ", ", ")
+	case formed:
+		return f.write
+	}
+	return "write it as " + o.name + "=TEXT"
+}
+
+func (o *option) inRange(f float64) bool {
+	for _, bound := range []struct {
+		text string
+		sign float64
+	}{{o.low, 1}, {o.high, -1}} {
+		if limit, err := strconv.ParseFloat(bound.text, 64); err == nil && (f-limit)*bound.sign < 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// label is how a message calls a value.
+func label(name, value string) string {
+	if name == "" {
+		return quote(value)
+	}
+	return name + "=" + value
+}
+
+// quote is a value in quotes, cut where it is too long to read.
+func quote(value string) string { return fmt.Sprintf("%.80q", value) }
 
 func parseBool(key, value string) (bool, error) {
 	switch strings.ToLower(value) {
@@ -135,6 +218,19 @@ func parseInt(key, value string, low, high int64) (int64, error) {
 		return 0, model.Invalidf(key, "%q is not allowed: use a whole number from %d to %d", value, low, high)
 	}
 	return n, nil
+}
+
+func parseWhole(value string) (int64, bool) {
+	n, err := strconv.ParseInt(value, 10, 64)
+	return n, err == nil
+}
+
+var decimalText = regexp.MustCompile(`^-?\d{1,15}(\.\d+)?$`)
+
+// parseDecimal reads a number with a point, and none with an exponent.
+func parseDecimal(value string) (float64, bool) {
+	f, err := strconv.ParseFloat(value, 64)
+	return f, err == nil && decimalText.MatchString(value)
 }
 
 func parseSize(key, value string) (int64, error) {
