@@ -219,10 +219,6 @@ func (w *Worker) moveOn(o *outbox, g Guest, st StatusRecord, prot Protected, run
 	}
 }
 
-func (w *Worker) lostDisks(g Guest) bool {
-	return slices.ContainsFunc(g.Storages, func(s string) bool { return slices.Contains(w.view.Health.Lost, s) })
-}
-
 // stop ends a guest that is not to run, in the time that a person gave it.
 func (w *Worker) stop(g Guest, state pveconf.HAState) Action {
 	a := Stop{VMID: g.VMID, Kind: g.Kind, Reason: "the requested state is " + string(state)}
