@@ -83,7 +83,7 @@ func (w *Worker) act(o *outbox, a Action) {
 	if t.stale {
 		return
 	}
-	if o.now < t.notBefore {
+	if _, leaves := a.(Handover); o.now < t.notBefore && !(leaves && t.away) {
 		o.wake(t.notBefore)
 		return
 	}

@@ -288,7 +288,7 @@ func (d *decision) elsewhere(g *Guest, st StatusRecord) {
 	next.Failures = 0
 	if len(next.Tried) > conf.MaxRelocate {
 		next.State, next.Target = StatusError, ""
-		next.Reason = "it did not start on " + strings.Join(next.Tried, ", ") + ", the last time because: " + st.Reason
+		next.Reason = "it did not start on " + strings.Join(slices.Compact(slices.Clone(next.Tried)), ", ") + ", the last time because: " + st.Reason
 		d.set(*g, next, 0)
 		return
 	}

@@ -102,10 +102,12 @@ func (w *Worker) keepsReason(g Guest, st Status, old StatusRecord) bool {
 	return st.State == StatusStarted && old.State == StatusStarted && old.Node == w.self && w.lostDisks(g)
 }
 
-// withoutDisks: a start failed on a node that has lost a storage of the guest, whatever it failed at.
-func (w *Worker) withoutDisks(a Action) bool {
-	start, ok := a.(Start)
-	return ok && slices.ContainsFunc(w.view.Guests, func(g Guest) bool { return g.VMID == start.VMID && w.lostDisks(g) })
+// withoutDisks: a start failed because a storage of the guest is away, or it failed, at whatever, on a node that has lost one. That is the
+// node's failure and not the guest's.
+func (w *Worker) withoutDisks(ev ActionFailed) bool {
+	start, ok := ev.Action.(Start)
+	lost := func(g Guest) bool { return g.VMID == start.VMID && w.lostDisks(g) }
+	return ok && (ev.Kind == FailAway || slices.ContainsFunc(w.view.Guests, lost))
 }
 
 // lostDisks: this node has lost a storage of the guest.

@@ -1,6 +1,7 @@
 package ha_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -167,4 +168,66 @@ func TestAGuestThatAStrictRuleKeepsFromTheNodesThatAreWellIsToldWhy(t *testing.T
 	s.run(time.Minute)
 	s.happened()
 	s.reason(100, "n2 has lost the storage nas, and no node can take it: n1 is not among the nodes of rule rule; n2 has no storage nas; n3 has no storage nas")
+}
+
+// withoutNAS has each start on these nodes fail.
+func (s *stage) withoutNAS(nodes ...string) {
+	s.kind = ha.FailAway
+	s.fail = func(node string, a ha.Action) string {
+		if _, start := a.(ha.Start); start && slices.Contains(nodes, node) {
+			return "virtio0: storage nas is not available: stat /srv/nas: transport endpoint is not connected"
+		}
+		return ""
+	}
+}
+
+func TestAStartWithoutTheStorageIsRepeatedMoreAndMoreSeldomAndNeverCounted(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.guest(100, "n1", pveconf.HAStarted)
+	s.withoutNAS("n1", "n2", "n3")
+	s.run(20 * second)
+	s.loses("nas", "n1", "n2", "n3")
+	s.run(5 * time.Minute)
+	s.is("vm:100 n1 starting")
+	s.reason(100, "start waits: virtio0: storage nas is not available: stat /srv/nas: transport endpoint is not connected")
+	if st := s.status(100); st.Failures != 0 || st.Tried != nil || len(s.log) > 18 {
+		t.Errorf("%+v %q", st, s.log)
+	}
+	s.fail = func(string, ha.Action) string { return "" }
+	s.regains("n1", "n2", "n3")
+	s.run(30 * second)
+	s.is("vm:100 n1 started runs")
+}
+
+func TestAGuestThatDoesNotStartWithoutTheStorageGoesToANodeThatHasIt(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.guest(100, "n1", pveconf.HAStarted)
+	s.withoutNAS("n1")
+	s.run(15 * second)
+	s.is("vm:100 n1 starting")
+	s.loses("nas", "n1")
+	s.run(7 * second) // whatever its worker waits for
+	s.is("vm:100 n2 started runs")
+}
+
+func TestAnyFailureOfAStartOnANodeThatLostTheStorageIsTheNodes(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.guest(100, "n1", pveconf.HAStarted)
+	s.loses("nas", "n1", "n2", "n3")
+	s.fail = failStarts(100, -1)
+	s.run(5 * time.Minute)
+	s.is("vm:100 n1 starting")
+	if st := s.status(100); st.Failures != 0 || st.Tried != nil {
+		t.Errorf("%+v", st)
+	}
+}
+
+func TestAGuestThatWasGivenUpIsInErrorForWhatItFailedAtAndNotForAStorage(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.guest(100, "n1", pveconf.HAStarted)
+	s.actor("n2").member.Storages, s.actor("n3").member.Storages = nil, nil
+	s.fail = failStarts(100, -1)
+	s.run(30 * second)
+	s.is("vm:100 n1 error")
+	s.reason(100, "it did not start on n1, the last time because: start failed: no image") // tried twice, named once
 }

@@ -308,6 +308,7 @@ const (
 	FailOther    FailKind = iota
 	FailConflict          // a compare did not hold, or what the decision rested on is no longer so: nothing is wrong
 	FailLocked            // Start only: another process has an image open
+	FailAway              // Start only: a storage of the guest does not answer here, is not mounted, or its connection is broken
 	FailUnready           // the node cannot at the moment, whatever the guest: no quorum, a lease too short, the guard does not answer
 )
 
