@@ -8,8 +8,8 @@ import (
 	"sauh.dev/sauh/internal/core/model"
 )
 
-// ErrAway: this node does not reach the storage at the moment, whatever the volume: it does not answer, is not mounted, or its connection is
-// broken. Each such error is ErrUnavailable as well. It is no fault of the guest whose volume it is: later, or on another node, it may be there.
+// ErrAway says that this node does not reach the storage at the moment, whatever the volume: it does not answer, is not mounted, or its connection
+// is broken. Each such error is ErrUnavailable as well. It is no fault of the guest whose volume it is: later, or on another node, it may be there.
 var ErrAway = errors.New("the storage is away")
 
 type awayError struct{ error }
