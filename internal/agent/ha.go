@@ -136,12 +136,20 @@ func unready(err error) error {
 	return err
 }
 
+// awayError marks a start that failed because a storage of the guest is away. A migration's target may say the same of itself.
+type awayError struct{ error }
+
+func (e *awayError) Unwrap() error { return e.error }
+
 func failKind(err error) ha.FailKind {
+	var away *awayError
 	var locked *lockedError
 	var own *unreadyError
 	switch {
 	case errors.As(err, &locked):
 		return ha.FailLocked
+	case errors.As(err, &away):
+		return ha.FailAway
 	case errors.As(err, &own):
 		return ha.FailUnready
 	case errors.Is(err, store.ErrConflict), errors.Is(err, model.ErrBusy):

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"os"
 	"testing"
 	"time"
 
@@ -305,6 +306,11 @@ func TestWhatFailsForTheNodesSakeIsNotTheGuestsFault(t *testing.T) {
 	n.put(model.ProtectedPrefix+"100", `{"node":"n1"}`)
 	if _, err := n.m.worker.do(t.Context(), ha.Start{VMID: 100}); failKind(err) != ha.FailUnready {
 		t.Errorf("a start that the guard refuses: %v", err)
+	}
+	n.put(model.GuestConfigKey("n1", 100), "memory: 16\nvirtio0: gone:100/vm-100-disk-0.raw\n")
+	must(t, os.RemoveAll(n.storage("gone", "\tshared 1\n")))
+	if _, err := n.m.worker.do(t.Context(), ha.Start{VMID: 100}); failKind(err) != ha.FailAway {
+		t.Errorf("a start from a storage that is not there: %v", err)
 	}
 	n.m.starter.closed.Store(true)
 	if _, err := n.m.worker.do(t.Context(), ha.Start{VMID: 100}); failKind(err) != ha.FailUnready {

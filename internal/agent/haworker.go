@@ -12,6 +12,7 @@ import (
 	"sauh.dev/sauh/internal/agent/task"
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/storage"
 	"sauh.dev/sauh/internal/store"
 )
 
@@ -234,7 +235,12 @@ func (w *haWorker) doStart(ctx context.Context, a ha.Start) error {
 	if err != nil {
 		return err
 	}
-	return w.tasks.Wait(ctx, upid)
+	if err := w.tasks.Wait(ctx, upid); errors.Is(err, storage.ErrAway) {
+		return &awayError{err}
+	} else if err != nil {
+		return err
+	}
+	return nil
 }
 
 func (w *haWorker) doStop(ctx context.Context, a ha.Stop) error {

@@ -18,7 +18,7 @@ import (
 	"sauh.dev/sauh/internal/store"
 )
 
-// nodeHealth watches what this node's guests need, and tells the manager in ha/health/<node> what is lost. It also watches
+// nodeHealth watches what guests need, and tells the manager in ha/health/<node> what is lost. It also watches
 // each guest's QEMU and guest agent, for the worker.
 type nodeHealth struct {
 	node   string
@@ -69,7 +69,9 @@ func (h *nodeHealth) start(ctx context.Context) {
 	wg.Go(func() { h.watch.Run(ctx) })
 	h.alone = h.clock()
 	for ctx.Err() == nil {
-		h.watch.Set(h.wanted())
+		if targets, bridges, err := h.wanted(); err == nil {
+			h.watch.Set(targets, bridges) // else what was watched is
+		}
 		h.publish(ctx, h.sure())
 		sleep(ctx, healthPace)
 	}
@@ -84,25 +86,25 @@ func (h *nodeHealth) sure() bool {
 	return now-h.alone >= healthAfter
 }
 
-// wanted lists the storages and the bridges of this node's guests.
-func (h *nodeHealth) wanted() (targets []health.Target, bridges []string) {
+// wanted lists the storages that this node may use and any guest of the cluster does, so that what is lost is known before a guest is sent
+// here and after the last one left, and the bridges of this node's guests.
+func (h *nodeHealth) wanted() (targets []health.Target, bridges []string, err error) {
 	snap := h.mirror.Snapshot()
 	cfg, err := mirror.Decode(snap, storageCfgKey, pveconf.ParseStorages)
 	if err != nil {
-		return nil, nil
+		return nil, nil, err
 	}
+	said, _ := mirror.Get[ha.NodeHealth](snap, model.HAHealthPrefix+h.node) // what cannot be read has lost nothing
 	used := map[string]bool{}
-	for kv := range snap.All(model.ConfigPrefix + "nodes/" + h.node + "/") {
-		_, id, ok := model.ParseGuestConfigKey(kv.Key)
-		if !ok {
-			continue
-		}
-		conf := guestFileOf(snap, kv.Key, kv.Value, h.node, id).conf
-		names, _ := volumesOf(conf.Disks(), cfg.Value)
+	for _, f := range guestFilesIn(snap) {
+		names, _ := volumesOf(f.conf.Disks(), cfg.Value)
 		for _, n := range names {
 			used[n] = true
 		}
-		for _, n := range conf.Nets() {
+		if f.node != h.node {
+			continue
+		}
+		for _, n := range f.conf.Nets() {
 			if n.Bridge == "" {
 				n.Bridge = h.bridge
 			}
@@ -111,11 +113,13 @@ func (h *nodeHealth) wanted() (targets []health.Target, bridges []string) {
 	}
 	for _, s := range cfg.Value {
 		if h.command != nil && used[s.ID] && s.Path != "" && s.Unsupported == "" && !s.Disable && s.OnNode(h.node) {
-			targets = append(targets, health.Target{Name: s.ID, Command: append(slices.Clone(h.command), s.Path, h.mark)})
+			targets = append(targets, health.Target{
+				Name: s.ID, Command: append(slices.Clone(h.command), s.Path, h.mark), Lost: slices.Contains(said.Value.Lost, s.ID),
+			})
 		}
 	}
 	slices.Sort(bridges)
-	return targets, slices.Compact(bridges)
+	return targets, slices.Compact(bridges), nil
 }
 
 // publish has the record say what is so. A loss is told only if sure; that it is over, always.

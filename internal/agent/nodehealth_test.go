@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -53,23 +55,38 @@ func TestALossIsToldWhenItIsSureAndItsEndAtOnce(t *testing.T) {
 	}
 }
 
-func TestWhatThisNodesGuestsUseIsWatched(t *testing.T) {
+func TestWhatAnyGuestUsesIsWatchedAndTheBridgesOfThisNodes(t *testing.T) {
 	n := haNode(t)
-	nas := n.storage("other", "\tshared 1\n")
-	_ = nas
+	n.storage("other", "\tshared 1\n")
+	n.storage("unused", "\tshared 1\n")
+	n.storage("elsewhere", "\tshared 1\n\tnodes n2\n")
 	n.m.health.command = []string{"sauh", "agent", "probe"}
 	n.put(model.GuestConfigKey("n1", 100), "virtio0: nas:100/a.raw\nnet0: virtio,bridge=vmbr7\nnet1: virtio\n")
-	n.put(model.GuestConfigKey("n2", 200), "virtio0: other:200/a.raw\nnet0: virtio,bridge=vmbr9\n")
-	targets, bridges := n.m.health.wanted()
-	if len(targets) != 1 || targets[0].Name != "nas" || len(targets[0].Command) != 5 || targets[0].Command[4] != n.m.starter.pillName("n1") {
-		t.Errorf("%+v", targets)
+	n.put(model.GuestConfigKey("n2", 200), "virtio0: other:200/a.raw\nvirtio1: elsewhere:200/b.raw\nnet0: virtio,bridge=vmbr9\n")
+	n.put(model.HAHealthPrefix+"n1", string(mustJSON(ha.NodeHealth{Lost: []string{"other"}})))
+	targets, bridges, err := n.m.health.wanted()
+	must(t, err)
+	var got []string
+	for _, target := range targets {
+		got = append(got, fmt.Sprintf("%s lost %v", target.Name, target.Lost))
+		if len(target.Command) != 5 || target.Command[4] != n.m.starter.pillName("n1") {
+			t.Errorf("%+v", target)
+		}
+	}
+	slices.Sort(got)
+	if diff := cmp.Diff([]string{"nas lost false", "other lost true"}, got); diff != "" {
+		t.Error(diff)
 	}
 	if diff := cmp.Diff([]string{"vmbr0", "vmbr7"}, bridges); diff != "" {
 		t.Error(diff)
 	}
 	n.m.health.command = nil
-	if targets, _ := n.m.health.wanted(); len(targets) != 0 {
+	if targets, _, _ := n.m.health.wanted(); len(targets) != 0 {
 		t.Errorf("without a program to probe with: %+v", targets)
+	}
+	n.put(storageCfgKey, "nonsense")
+	if _, _, err := n.m.health.wanted(); err == nil {
+		t.Error("a file that cannot be read has what is watched forgotten")
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"sauh.dev/sauh/internal/agent/mirror"
 	"sauh.dev/sauh/internal/certs"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/network"
@@ -30,11 +31,17 @@ type peers struct {
 	mux       *http.ServeMux
 
 	mu         sync.Mutex
-	transports map[string]*http.Transport // guarded by mu
+	transports map[string]connections // guarded by mu
+}
+
+// connections are those to one life of a member at its addresses.
+type connections struct {
+	of string
+	tr *http.Transport
 }
 
 func newPeers(node string, log *slog.Logger, r roster, tlsClient *tls.Config) *peers {
-	return &peers{node: node, log: log, roster: r, tlsClient: tlsClient, mux: http.NewServeMux(), transports: map[string]*http.Transport{}}
+	return &peers{node: node, log: log, roster: r, tlsClient: tlsClient, mux: http.NewServeMux(), transports: map[string]connections{}}
 }
 
 // LocalNode implements api.Peers.
@@ -115,17 +122,26 @@ func callPeer[Resp any](ctx context.Context, p *peers, node, path string, req an
 	return out.Data, nil
 }
 
-// transport returns the connections to a member's API; they are kept and shared.
+// transport returns the connections to a member's API; they are kept and shared while the member lives. Those to a node that
+// was booted or cut off since are given up: nobody is at their other end, and who used one would wait for seconds until that is noticed.
 func (p *peers) transport(node string) (http.RoundTripper, error) {
 	n, err := p.roster.node(node)
 	if err != nil {
 		return nil, err
 	}
+	live, err := mirror.Get[model.Live](p.roster.mirror.Snapshot(), model.LivePrefix+node)
+	if err != nil {
+		live.Value = model.Live{} // what cannot be read is one life
+	}
+	of := fmt.Sprint(n.Mgmt, " ", n.Cluster, " ", live.Value.BootID, " ", live.Value.Epoch)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	key := n.Name + " " + n.Mgmt + " " + n.Cluster
-	if tr := p.transports[key]; tr != nil {
-		return tr, nil
+	old := p.transports[node]
+	if old.tr != nil && old.of == of {
+		return old.tr, nil
+	}
+	if old.tr != nil {
+		old.tr.CloseIdleConnections()
 	}
 	conf := p.tlsClient.Clone()
 	conf.ServerName = n.Name
@@ -139,6 +155,6 @@ func (p *peers) transport(node string) (http.RoundTripper, error) {
 		},
 		MaxIdleConnsPerHost: 8, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 3 * time.Second,
 	}
-	p.transports[key] = tr
+	p.transports[node] = connections{of, tr}
 	return tr, nil
 }

@@ -25,6 +25,8 @@ type Target struct {
 	Name string
 	// Command is what probes it, program first; see [Serve]. A target whose command changes is begun anew.
 	Command []string
+	// Lost: it is on record as lost. Who begins to probe it takes it for lost until it is proved to be back.
+	Lost bool
 }
 
 // Finding is something that is lost, and why: a part of a sentence.
@@ -87,7 +89,11 @@ func (n *Node) Set(targets []Target, bridges []string) {
 		if old != nil && slices.Equal(old.target.Command, t.Command) {
 			continue
 		}
-		next := &storage{target: t, machine: core.NewStorage(n.c.Params), hurry: make(chan struct{}, 1), done: make(chan struct{})}
+		machine := core.NewStorage(n.c.Params)
+		if t.Lost {
+			machine = core.LostStorage(n.c.Params)
+		}
+		next := &storage{target: t, machine: machine, hurry: make(chan struct{}, 1), done: make(chan struct{})}
 		if old != nil && old.begun {
 			next.after = old.done
 			old.stop()

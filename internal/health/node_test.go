@@ -116,8 +116,8 @@ func TestAStorageThatHangsIsLostInTimeAndComesBack(t *testing.T) {
 		time.Sleep(time.Minute)
 		wantState(t, n, State{})
 		w.do(func() { w.hangs["nas"] = true })
-		time.Sleep(21 * time.Second)
-		lost := State{Storages: []Finding{{"nas", "no answer for 15s"}}}
+		time.Sleep(16 * time.Second)
+		lost := State{Storages: []Finding{{"nas", "no answer for 12s"}}}
 		wantState(t, n, lost)
 		time.Sleep(time.Hour)
 		w.do(func() { w.hangs["nas"] = false })
@@ -137,28 +137,31 @@ func TestAStorageThatFailsIsLost(t *testing.T) {
 		time.Sleep(time.Minute)
 		w.do(func() { w.result["nas"] = errors.New("input/output error") })
 		time.Sleep(16 * time.Second)
-		wantState(t, n, State{Storages: []Finding{{"nas", "3 probes in a row failed: input/output error"}}})
+		wantState(t, n, State{Storages: []Finding{{"nas", "4 probes in a row failed: input/output error"}}})
 	})
 }
 
 func TestAnErrorOfAGuestHasItsStorageProbedAtOnce(t *testing.T) {
 	live(t, func(w *world, n *Node) {
 		n.Set([]Target{{Name: "nas"}}, nil)
-		time.Sleep(time.Minute + 2*time.Second)
-		w.do(func() { w.result["nas"] = errors.New("input/output error") })
+		time.Sleep(time.Minute + 1500*time.Millisecond)
+		before := 0
+		w.do(func() { before = w.probes["nas"] })
 		n.GuestError("nas", "100", "Input/output error")
 		n.GuestError("nas", "101", "Input/output error")
 		n.GuestError("unknown", "102", "Input/output error")
 		time.Sleep(time.Millisecond)
-		wantState(t, n, State{Storages: []Finding{
-			{"nas", "a probe failed: input/output error; I/O errors of guests 100, 101: Input/output error"},
-		}})
+		w.do(func() {
+			if got := w.probes["nas"] - before; got != 1 {
+				t.Errorf("%d more probes", got)
+			}
+		})
 	})
 }
 
 func TestSetTwiceIsOnceAndWhatIsNotNamedIsForgotten(t *testing.T) {
 	live(t, func(w *world, n *Node) {
-		for range 3 {
+		for range 2 {
 			n.Set([]Target{{Name: "a"}, {Name: "b", Command: []string{"x"}}}, nil)
 			time.Sleep(time.Second)
 		}
@@ -181,6 +184,21 @@ func TestSetTwiceIsOnceAndWhatIsNotNamedIsForgotten(t *testing.T) {
 			}
 		})
 		n.Set(nil, nil)
+	})
+}
+
+func TestAStorageThatIsOnRecordAsLostBeginsAsThat(t *testing.T) {
+	live(t, func(w *world, n *Node) {
+		n.Set([]Target{{Name: "nas", Lost: true}}, nil)
+		for range 10 {
+			time.Sleep(2 * time.Second)
+			n.Set([]Target{{Name: "nas", Lost: true}}, nil)
+		}
+		if s := n.State().Storages; len(s) != 1 || s[0].Name != "nas" {
+			t.Errorf("%+v", s)
+		}
+		time.Sleep(12 * time.Second)
+		wantState(t, n, State{})
 	})
 }
 

@@ -161,6 +161,10 @@ func TestQEMUsComplaintsBecomeSentences(t *testing.T) {
 			model.ErrUnavailable, "the disk image /srv/7.raw of guest 100 cannot be opened: Permission denied",
 		},
 		{
+			"qemu-system-x86_64: -blockdev {}: Could not open '/srv/7.raw': Transport endpoint is not connected\n",
+			storage.ErrAway, "the disk image /srv/7.raw of guest 100 cannot be opened: Transport endpoint is not connected",
+		},
+		{
 			"qemu-system-x86_64: -netdev tap,id=net0,ifname=tap100i0: could not configure /dev/net/tun (tap100i0): Device or resource busy\n",
 			model.ErrBusy, "a network interface of guest 100 is in use by another process (could not configure /dev/net/tun (tap100i0): Device or resource busy)",
 		},

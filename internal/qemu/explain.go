@@ -32,6 +32,9 @@ func explain(s Spec, stderr string, cause error) error {
 		return model.Errorf(model.ErrInvalid, "this node's QEMU does not know the machine type %s of guest %s", s.Machine, s.VMID)
 	}
 	if m := openFailed.FindStringSubmatch(stderr); m != nil {
+		if storage.SaysAway(m[2]) {
+			return storage.Away("the disk image %s of guest %s cannot be opened: %s", m[1], s.VMID, m[2])
+		}
 		kind := model.ErrUnavailable
 		if m[2] == "No such file or directory" {
 			kind = model.ErrNotFound

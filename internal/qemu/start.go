@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sauh.dev/sauh/internal/core/model"
+	"sauh.dev/sauh/internal/storage"
 	"sauh.dev/sauh/internal/sys"
 )
 
@@ -90,6 +91,8 @@ func checkHost(s Spec) error {
 	for _, d := range s.Disks {
 		if _, err := os.Stat(d.Path); errors.Is(err, fs.ErrNotExist) {
 			return model.Errorf(model.ErrNotFound, "%s: the disk image %s does not exist: restore it, or take %s out of guest %s", d.ID, d.Path, d.ID, s.VMID)
+		} else if storage.IsAway(err) {
+			return storage.Away("%s: the disk image %s cannot be reached: %v", d.ID, d.Path, err)
 		} else if err != nil {
 			return model.Errorf(model.ErrUnavailable, "%s: the disk image %s cannot be read: %v", d.ID, d.Path, err)
 		}
@@ -199,7 +202,7 @@ func run(ctx context.Context, s Spec, cgroupDir string) error {
 		return nil
 	}
 	if ctx.Err() != nil {
-		return model.Errorf(model.ErrUnavailable, "QEMU of guest %s did not come up in time: its storage does not answer, or its cgroup was frozen (%v)", s.VMID, ctx.Err())
+		return storage.Away("QEMU of guest %s did not come up in time: its storage does not answer, or its cgroup was frozen (%v)", s.VMID, ctx.Err())
 	}
 	said, readErr := os.ReadFile(stderr.Name())
 	if readErr != nil {

@@ -23,7 +23,7 @@ var (
 	ErrNoSpace = errors.New("no space left on storage")
 	// ErrInUse: another process has the image open (QEMU's image lock).
 	ErrInUse = model.ErrBusy
-	// ErrUnavailable: the storage does not answer or is not mounted.
+	// ErrUnavailable: the storage does not answer or is not mounted, or the volume cannot be used. See ErrAway.
 	ErrUnavailable = model.ErrUnavailable
 )
 
@@ -86,7 +86,7 @@ type Driver interface {
 	// Delete returns ErrNotFound, ErrInUse.
 	Delete(ctx context.Context, volid string) error
 	Capacity(ctx context.Context) (Capacity, error)
-	// File returns the path that QEMU opens and the image's format. ErrNotFound, ErrUnavailable.
+	// File returns the path that QEMU opens and the image's format. ErrNotFound, ErrUnavailable, and ErrAway where it does not come by for the storage's sake.
 	File(ctx context.Context, volid string) (path string, f Format, err error)
 	// Pill returns the path of the file through which a node that was fenced learns it from the
 	// storage itself: the one who takes over writes the new epoch there, the guard of a frozen node reads it. "" if not Shared.

@@ -56,6 +56,7 @@ func (p proven) sentence(node string) string {
 
 // examine notes the signs of life in a view and forgets what they void.
 func (s *State) examine(now time.Duration) {
+	s.noteLosses(now)
 	for name := range s.inquests {
 		s.inquests[name].heard = -1
 	}

@@ -83,7 +83,7 @@ func (w *Worker) act(o *outbox, a Action) {
 	if t.stale {
 		return
 	}
-	if o.now < t.notBefore {
+	if _, leaves := a.(Handover); o.now < t.notBefore && !(leaves && t.away) {
 		o.wake(t.notBefore)
 		return
 	}
@@ -217,10 +217,6 @@ func (w *Worker) moveOn(o *outbox, g Guest, st StatusRecord, prot Protected, run
 			StatusRevision: st.Revision, ToRevision: to, Protected: prot.Node == w.self, Reason: st.Reason,
 		}
 	}
-}
-
-func (w *Worker) lostDisks(g Guest) bool {
-	return slices.ContainsFunc(g.Storages, func(s string) bool { return slices.Contains(w.view.Health.Lost, s) })
 }
 
 // stop ends a guest that is not to run, in the time that a person gave it.

@@ -95,6 +95,8 @@ func (w *Worker) judge(o *outbox, t tries, st Status, wanted, runs bool) StatusS
 // reason is the sentence of the record.
 func (w *Worker) reason(o *outbox, g Guest, t tries, st Status, old StatusRecord) string {
 	switch {
+	case w.keepsReason(g, st, old):
+		return old.Reason
 	case t.note != "":
 		return t.note
 	case st.Hold != "":

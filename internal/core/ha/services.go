@@ -76,10 +76,10 @@ func (d *decision) service(n *node, g *Guest, st StatusRecord) (waits bool) {
 		d.checkTarget(g, st)
 	case d.command(n, g, st):
 	case state != pveconf.HAStarted:
+	case len(n.lostOf(g)) > 0: // before what it failed at: that came of it
+		d.flee(n, g, st)
 	case d.gaveUp(g, st):
 		d.elsewhere(g, st)
-	case d.disksLost(n, g):
-		d.flee(n, g, st)
 	default:
 		return d.awaits() && needsPermit(st, g.Node)
 	}
@@ -166,6 +166,8 @@ func (d *decision) checkTarget(g *Guest, st StatusRecord) {
 		why = st.Target + " is not online"
 	case to.shun != "":
 		why = to.shun
+	case len(to.lostOf(g)) > 0:
+		why = to.hasLost(g)
 	}
 	if why == "" {
 		d.wakeIn(d.p.Suspect - to.silence)
@@ -286,7 +288,7 @@ func (d *decision) elsewhere(g *Guest, st StatusRecord) {
 	next.Failures = 0
 	if len(next.Tried) > conf.MaxRelocate {
 		next.State, next.Target = StatusError, ""
-		next.Reason = "it did not start on " + strings.Join(next.Tried, ", ") + ", the last time because: " + st.Reason
+		next.Reason = "it did not start on " + strings.Join(slices.Compact(slices.Clone(next.Tried)), ", ") + ", the last time because: " + st.Reason
 		d.set(*g, next, 0)
 		return
 	}
@@ -303,28 +305,6 @@ func (d *decision) elsewhere(g *Guest, st StatusRecord) {
 	next.State, next.Target, next.Reason = StatusRelocate, to, "it did not start on "+g.Node+": "+st.Reason
 	d.set(*g, next, 0)
 	d.along(g, with, to)
-}
-
-// disksLost: the node has lost a storage of the guest.
-func (d *decision) disksLost(n *node, g *Guest) bool {
-	return slices.ContainsFunc(g.Storages, func(s string) bool { return slices.Contains(n.Health.Lost, s) })
-}
-
-// flee relocates a guest whose disks cannot be reached here to a node that has them.
-func (d *decision) flee(n *node, g *Guest, st StatusRecord) {
-	if g.Local != "" || g.Lock != "" || d.patience(g, st) || d.full(n.Name) {
-		return
-	}
-	to, _ := d.placing().choose(*g, place.Request{Prefer: place.Best})
-	if to == "" || to == g.Node || d.full(to) {
-		return
-	}
-	next := st.Status
-	next.State, next.Node, next.Target = StatusRelocate, g.Node, to
-	next.Reason = n.Name + " has lost the storage " + strings.Join(n.Health.Lost, ", ")
-	d.set(*g, next, 0)
-	d.moves[n.Name]++
-	d.moves[to]++
 }
 
 // patience: the guest's last move failed a moment ago, or its worker did not understand it.
@@ -528,6 +508,7 @@ func (d *decision) take(m place.Move) {
 	switch {
 	case busy || from == nil || to == nil || g.Node != m.From || !from.online(d.p) || !to.online(d.p):
 	case st.moving() && st.Node == g.Node || st.State != StatusStarted && st.State != StatusStarting:
+	case len(from.lostOf(g)) > 0 || len(to.lostOf(g)) > 0: // see flee
 	case to.shun != "" || to.quarantined && from.leaving == "" && d.content(m):
 	case d.gaveUp(g, st) || d.patience(g, st):
 	case from.leaving == "" && d.entangled(m.SID):

@@ -31,7 +31,8 @@ type stage struct {
 	bmc       func(node string) bool // off?
 	// fail says why an action of a node goes wrong, "" if it does not.
 	fail func(node string, a ha.Action) string
-	log  []string // starts, stops, moves
+	kind ha.FailKind // of what goes wrong, FailOther at first
+	log  []string    // starts, stops, moves
 }
 
 // actor is a node of a stage.
@@ -192,7 +193,7 @@ func (s *stage) note(format string, args ...any) { s.log = append(s.log, fmt.Spr
 func (s *stage) answer(a *actor, act ha.Action) ha.Event {
 	if why := s.fail(a.name, act); why != "" {
 		s.note("%s on %s failed", line(act), a.name)
-		return ha.ActionFailed{Action: act, Kind: ha.FailOther, Reason: why}
+		return ha.ActionFailed{Action: act, Kind: s.kind, Reason: why}
 	}
 	if ask, ok := act.(ha.AskFence); ok {
 		return ha.FenceResult{Action: ask, Off: s.bmc(ask.Node)}

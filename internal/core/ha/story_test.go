@@ -413,21 +413,6 @@ func TestAGuestWhoseKernelPanickedIsReset(t *testing.T) {
 	s.happened("reset vm:100")
 }
 
-func TestGuestsLeaveANodeThatLostTheirStorage(t *testing.T) {
-	s := newStage(t, "n1", "n2", "n3")
-	s.guest(100, "n3", pveconf.HAStarted)
-	s.guest(101, "n3", pveconf.HAStarted)
-	g := s.guests[101]
-	g.Storages = nil
-	s.guests[101] = g
-	s.run(second)
-	s.log = nil
-	s.store.set(model.HAHealthPrefix+"n3", ha.NodeHealth{Lost: []string{"nas"}})
-	s.run(second)
-	s.is("vm:100 n1 started runs", "vm:101 n3 started runs")
-	s.happened("stop vm:100 on n3", "vm:100 n3→n1", "start vm:100 on n1")
-}
-
 func TestGuestsMigrateFromANodeWhoseNetworkIsDownAndStayThere(t *testing.T) {
 	s := newStage(t, "n1", "n2", "n3")
 	s.guest(100, "n3", pveconf.HAStarted)

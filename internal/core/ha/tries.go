@@ -13,6 +13,7 @@ type tries struct {
 	attempts  int             // starts since the guest last ran stably
 	failures  int             // ends and failed actions since then
 	notBefore time.Duration   // of the next action
+	away      bool            // that wait is for a storage: the guest may leave meanwhile
 	running   bool            // it was seen, or started,
 	since     time.Duration   // then
 	here      bool            // its QEMU was here at the last look

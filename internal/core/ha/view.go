@@ -3,6 +3,7 @@ package ha
 import (
 	"time"
 
+	"sauh.dev/sauh/internal/core/health"
 	"sauh.dev/sauh/internal/core/lease"
 	"sauh.dev/sauh/internal/core/model"
 	"sauh.dev/sauh/internal/core/pveconf"
@@ -41,6 +42,9 @@ type Params struct {
 	InFlight time.Duration
 	// RebootPatience is how long the guests of a node that reboots in order wait for it, where the policy does not freeze them.
 	RebootPatience time.Duration
+	// FleeAfter: a guest leaves a node for a storage that this has lost when the loss has been on record for so long. By then all other nodes that
+	// share the fault have told it (health.Params.Spread), so those that have not are well. 0 waits for nobody.
+	FleeAfter time.Duration
 	// Permit is how long a guest that may start only by the manager's word waits for that word.
 	Permit time.Duration
 	// DependencyPatience: a guest that waits so long for others to run starts without them.
@@ -79,6 +83,7 @@ func DefaultParams() Params {
 		TakeAfter:      lease.DefaultParams().TakeAfter(),
 		InFlight:       lease.DefaultParams().InFlight,
 		RebootPatience: time.Minute, // the delay after which Proxmox VE would recover them
+		FleeAfter:      health.DefaultParams().Spread(),
 		Permit:         5 * time.Second,
 		StopTries:      3,
 		// Longer than any guest takes to boot; it ends the wait of those that wait for each other.
@@ -303,6 +308,7 @@ const (
 	FailOther    FailKind = iota
 	FailConflict          // a compare did not hold, or what the decision rested on is no longer so: nothing is wrong
 	FailLocked            // Start only: another process has an image open
+	FailAway              // Start only: a storage of the guest does not answer here, is not mounted, or its connection is broken
 	FailUnready           // the node cannot at the moment, whatever the guest: no quorum, a lease too short, the guard does not answer
 )
 

@@ -111,6 +111,7 @@ func (w *Worker) failed(now time.Duration, ev ActionFailed) {
 	}
 	w.ledger.failed(ev.Action, 0)
 	w.change(id, func(t *tries) {
+		t.away = false
 		switch {
 		case ev.Kind == FailConflict:
 			t.notBefore = now + w.p.Retry
@@ -120,6 +121,10 @@ func (w *Worker) failed(now time.Duration, ev ActionFailed) {
 		case ev.Kind == FailLocked && t.patient(now, w.p):
 			t.notBefore = now + w.p.LockRetry
 			t.note, t.err = "its image is still locked by another process; retrying", false
+		case w.withoutDisks(ev): // as above; who waits for a storage waits longer
+			t.note, t.err = verb(ev.Action)+" waits: "+ev.Reason, false
+			t.fail(now, w.p)
+			t.away = true
 		default:
 			t.note, t.err = verb(ev.Action)+" failed: "+ev.Reason, true
 			if t.count(ev.Action) {

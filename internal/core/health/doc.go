@@ -18,9 +18,11 @@ type Params struct {
 
 	// ProbeEvery is the time from one probe of a storage to the next.
 	ProbeEvery time.Duration
-	// LostAfter: a storage that did not answer a probe for so long is lost.
+	// LostAfter: a storage none of whose probes went well for so long is lost, whether they hang or fail. One rule for both, so that nodes that share a
+	// fault find it within Spread of one another.
 	LostAfter time.Duration
-	// Errors: so many failures make a storage lost: probes that failed one after the other, and guests that had an I/O error within ErrorWindow.
+	// Errors: so many failures make a storage lost whose probes go well now and then: those that failed one after the other, and guests that had an I/O error
+	// within ErrorWindow, the first of them LostAfter ago.
 	Errors      int
 	ErrorWindow time.Duration
 	// Good: so many probes in a row must succeed, and ErrorWindow go by without an error of a guest, until a storage is back.
@@ -40,16 +42,20 @@ type Params struct {
 func DefaultParams() Params {
 	return Params{
 		Tick: time.Second,
-		// Lost at most 5 + 15 s after the storage hung, 10 to 15 s after it began to fail. The other 10 s of the half minute in which
-		// its guests are to be on their way are for the record, the manager and a busy machine.
-		ProbeEvery: 5 * time.Second, LostAfter: 15 * time.Second, Errors: 3, ErrorWindow: 15 * time.Second,
-		Good: 6, // half a minute: guests that come back too early move twice
+		// Lost 12 to 15 s after the storage began to hang or to fail. Of the half minute in which its guests are to be elsewhere Spread passes
+		// until the manager believes that others are well; the other 9 s are for the move and a busy machine.
+		ProbeEvery: 3 * time.Second, LostAfter: 12 * time.Second, Errors: 3, ErrorWindow: 15 * time.Second,
+		Good: 10, // half a minute: guests that come back too early move twice
 		// A switch that converges anew, or a bond that changes its port, is through in less than 3 s.
 		LinkDown: 3 * time.Second, LinkUp: 10 * time.Second,
 		// Silent at most 3·(10 + 5) s after the last answer; a guest that merely pages is not. Others may wait for the first one.
 		PingEvery: 10 * time.Second, PingFirst: 2 * time.Second, PingWait: 5 * time.Second, Misses: 3,
 	}
 }
+
+// Spread is how much later than one node another may tell the same fault of a storage: their probes are up to ProbeEvery out of step, and
+// a Tick each passes until it is looked at, until it is told, and until it is read.
+func (p Params) Spread() time.Duration { return p.ProbeEvery + 3*p.Tick }
 
 // passed adds up time between looks that are not too far apart.
 type passed struct {

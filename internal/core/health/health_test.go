@@ -46,43 +46,100 @@ func wantVerdict(t *testing.T, got, want Verdict) {
 	}
 }
 
-func TestAStorageThatDoesNotAnswerIsLostAfterFifteenSeconds(t *testing.T) {
+func TestAStorageThatDoesNotAnswerIsLostAfterTwelveSeconds(t *testing.T) {
 	st := newStage()
 	st.probe("")
 	st.s.Asked()
-	wantVerdict(t, st.pass(15*time.Second-1), Verdict{})
-	wantVerdict(t, st.pass(1), Verdict{true, "no answer for 15s"})
+	wantVerdict(t, st.pass(12*time.Second-1), Verdict{})
+	wantVerdict(t, st.pass(1), Verdict{true, "no answer for 12s"})
 }
 
 func TestAStorageThatAnswersSlowlyIsNotLost(t *testing.T) {
 	st := newStage()
 	for range 10 {
 		st.s.Asked()
-		wantVerdict(t, st.pass(14*time.Second), Verdict{})
+		wantVerdict(t, st.pass(11*time.Second), Verdict{})
 		st.s.Answered("")
 	}
 }
 
-func TestOneFailedProbeIsNoLossAndThreeAre(t *testing.T) {
+func TestAStorageThatOnlyFailsIsLostAsSoonAsOneThatHangs(t *testing.T) {
 	st := newStage()
-	wantVerdict(t, st.probe("input/output error"), Verdict{})
-	wantVerdict(t, st.probe("input/output error"), Verdict{})
+	for range 3 {
+		wantVerdict(t, st.probe("input/output error"), Verdict{})
+	}
 	st.probe("")
-	wantVerdict(t, st.probe("input/output error"), Verdict{})
-	wantVerdict(t, st.probe("input/output error"), Verdict{})
-	wantVerdict(t, st.probe("read-only file system"), Verdict{true, "3 probes in a row failed: read-only file system"})
+	for range 3 {
+		wantVerdict(t, st.probe("input/output error"), Verdict{})
+	}
+	wantVerdict(t, st.probe("read-only file system"), Verdict{true, "4 probes in a row failed: read-only file system"})
 }
 
-func TestALostStorageIsBackAfterSixGoodProbesInARow(t *testing.T) {
+func TestAStorageThatFailsAndThenHangsHasGivenNoAnswerSinceItFailed(t *testing.T) {
+	st := newStage()
+	st.probe("input/output error")
+	st.probe("input/output error")
+	st.s.Asked()
+	wantVerdict(t, st.pass(6*time.Second-1), Verdict{})
+	wantVerdict(t, st.pass(1), Verdict{true, "2 probes in a row failed: input/output error"})
+}
+
+// Whichever way nodes find a fault that they share, with guests there or without.
+func TestNodesFindAFaultWithinTheirSpreadOfOneAnother(t *testing.T) {
+	p := DefaultParams()
+	found := func(late time.Duration, fails bool, guests int) time.Duration {
+		st := newStage()
+		var at time.Duration
+		for id := range guests {
+			st.s.GuestError(fmt.Sprint(100+id), "Input/output error")
+		}
+		begun := false
+		for v := (Verdict{}); !v.Lost; at += p.Tick {
+			if (at-late)%p.ProbeEvery == 0 && at >= late && (fails || !begun) {
+				st.s.Asked()
+				begun = true
+				if fails {
+					st.s.Answered("input/output error")
+				}
+			}
+			v = st.pass(p.Tick)
+		}
+		return at
+	}
+	first, last := time.Hour, time.Duration(0)
+	for late := range p.ProbeEvery / p.Tick {
+		for _, fails := range []bool{false, true} {
+			for guests := range 5 {
+				at := found(late*p.Tick, fails, guests)
+				first, last = min(first, at), max(last, at)
+			}
+		}
+	}
+	if first < p.LostAfter || last-first > p.Spread()-2*p.Tick || last+p.Spread() > 24*time.Second {
+		t.Errorf("found after %s to %s", first, last)
+	}
+}
+
+func TestWhatWasLostBeforeIsLostUntilItIsProvedToBeBack(t *testing.T) {
+	st := &stage{LostStorage(DefaultParams()), time.Unix(1_700_000_000, 0)}
+	for range 9 {
+		if v := st.probe(""); !v.Lost || v.Reason == "" {
+			t.Fatalf("%+v", v)
+		}
+	}
+	wantVerdict(t, st.probe(""), Verdict{})
+}
+
+func TestALostStorageIsBackAfterTenGoodProbesInARow(t *testing.T) {
 	st := newStage()
 	st.s.Asked()
 	lost := st.pass(20 * time.Second)
 	st.s.Answered("")
-	for range 4 {
+	for range 8 {
 		wantVerdict(t, st.probe(""), lost)
 	}
 	wantVerdict(t, st.probe("again"), lost)
-	for range 5 {
+	for range 9 {
 		wantVerdict(t, st.probe(""), lost)
 	}
 	wantVerdict(t, st.probe(""), Verdict{})
@@ -98,11 +155,10 @@ func TestErrorsOfThreeGuestsLoseAStorageWhoseProbesAreGood(t *testing.T) {
 	wantVerdict(t, st.probe(""), Verdict{})
 	st.s.GuestError("102", "Input/output error")
 	lost := Verdict{true, "I/O errors of guests 100, 101, 102: Input/output error"}
-	wantVerdict(t, st.pass(0), lost)
-	for range 2 {
-		wantVerdict(t, st.probe(""), lost)
-	}
-	for range 5 { // too few guests complain by now, and six good probes count from then on
+	wantVerdict(t, st.probe(""), Verdict{})
+	wantVerdict(t, st.probe(""), lost)
+	wantVerdict(t, st.probe(""), lost)
+	for range 10 { // too few guests complain by now, and ten good probes count from then on
 		wantVerdict(t, st.probe(""), lost)
 	}
 	wantVerdict(t, st.probe(""), Verdict{})
@@ -116,14 +172,16 @@ func TestErrorsOfGuestsAreForgottenAfterAWhile(t *testing.T) {
 	}
 }
 
-func TestErrorsOfAGuestHastenTheLossByFailedProbes(t *testing.T) {
+func TestErrorsOfGuestsCountWithProbesThatFailNowAndThen(t *testing.T) {
 	st := newStage()
-	wantVerdict(t, st.probe("input/output error"), Verdict{})
 	st.s.GuestError("100", "Input/output error")
-	wantVerdict(t, st.pass(0), Verdict{})
+	st.s.GuestError("101", "Input/output error")
+	st.probe("")
+	st.probe("")
+	wantVerdict(t, st.probe(""), Verdict{})
 	wantVerdict(t, st.probe("input/output error"), Verdict{
 		true,
-		"2 probes in a row failed: input/output error; I/O errors of guests 100: Input/output error",
+		"a probe failed: input/output error; I/O errors of guests 100, 101: Input/output error",
 	})
 }
 
@@ -132,8 +190,8 @@ func TestTimeInWhichThisProgramStoodStillIsNoSilence(t *testing.T) {
 	st.s.Asked()
 	st.now = st.now.Add(2 * time.Minute)
 	wantVerdict(t, st.pass(0), Verdict{})
-	wantVerdict(t, st.pass(12*time.Second), Verdict{})
-	wantVerdict(t, st.pass(time.Second), Verdict{true, "no answer for 15s"})
+	wantVerdict(t, st.pass(9*time.Second), Verdict{})
+	wantVerdict(t, st.pass(time.Second), Verdict{true, "no answer for 12s"})
 
 	l, now := NewLink(DefaultParams()), st.now
 	l.Look(now, down())

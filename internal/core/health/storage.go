@@ -14,11 +14,12 @@ type Storage struct {
 	passed passed
 
 	asked    bool          // a probe is under way
-	silence  time.Duration // since then
+	silence  time.Duration // since it was begun, or the first of those that failed before it
 	failures int           // probes that failed, one after the other
 	failure  string        // the last of them
 	good     int           // probes that succeeded, one after the other
 	guests   map[string]ioError
+	errors   time.Duration // since when guests had errors
 	verdict  Verdict
 }
 
@@ -37,14 +38,26 @@ type Verdict struct {
 // NewStorage is one that nothing is known of; it is not lost.
 func NewStorage(p Params) *Storage { return &Storage{p: p, guests: map[string]ioError{}} }
 
+// LostStorage is one that was lost when it was last looked at, by this program or the one before it, and that nothing else is known of.
+func LostStorage(p Params) *Storage {
+	s := NewStorage(p)
+	s.verdict = Verdict{true, "it was lost before, and is not proved to be back"}
+	return s
+}
+
 // Asked says that a probe was begun.
-func (s *Storage) Asked() { s.asked, s.silence = true, 0 }
+func (s *Storage) Asked() {
+	if s.failures == 0 {
+		s.silence = 0
+	}
+	s.asked = true
+}
 
 // Answered says that the probe ended: "" if all went well, or what went wrong.
 func (s *Storage) Answered(failure string) {
-	s.asked, s.silence = false, 0
+	s.asked = false
 	if failure == "" {
-		s.failures, s.failure = 0, ""
+		s.silence, s.failures, s.failure = 0, 0, ""
 		s.good++
 		return
 	}
@@ -60,8 +73,13 @@ func (s *Storage) GuestError(guest, reason string) {
 // Look returns what is thought at now. It must be called at least each Tick.
 func (s *Storage) Look(now time.Time) Verdict {
 	d := s.passed.step(now, s.p.Tick)
-	if s.asked {
+	if s.asked || s.failures > 0 {
 		s.silence += d
+	}
+	if len(s.guests) > 0 {
+		s.errors += d
+	} else {
+		s.errors = 0
 	}
 	for guest, e := range s.guests {
 		if e.age += d; e.age > s.p.ErrorWindow {
@@ -85,14 +103,14 @@ func (s *Storage) Look(now time.Time) Verdict {
 
 // complaint is why the storage is lost, "" if nothing speaks for that.
 func (s *Storage) complaint() string {
-	if s.silence >= s.p.LostAfter {
-		return fmt.Sprintf("no answer for %s", s.p.LostAfter)
-	}
-	if s.failures+len(s.guests) < s.p.Errors {
+	silent := s.silence >= s.p.LostAfter
+	if !silent && (s.errors < s.p.LostAfter || s.failures+len(s.guests) < s.p.Errors) {
 		return ""
 	}
 	var parts []string
 	switch {
+	case silent && s.failures == 0:
+		return fmt.Sprintf("no answer for %s", s.p.LostAfter)
 	case s.failures == 1:
 		parts = append(parts, "a probe failed: "+s.failure)
 	case s.failures > 1:

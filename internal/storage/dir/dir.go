@@ -143,7 +143,7 @@ func within[T any](ctx context.Context, d *Driver, f func() (T, error)) (T, erro
 		return r.value, r.err
 	case <-timer.C:
 		var none T
-		return none, model.Errorf(storage.ErrUnavailable, "storage %s does not answer: %s: %v", d.cfg.Name, d.cfg.Path, ctx.Err())
+		return none, storage.Away("storage %s does not answer: %s: %v", d.cfg.Name, d.cfg.Path, ctx.Err())
 	}
 }
 
@@ -154,7 +154,7 @@ func (d *Driver) check() error {
 		return d.unavailable(err)
 	}
 	if !info.IsDir() {
-		return model.Errorf(storage.ErrUnavailable, "storage %s is not available: %s is not a directory", d.cfg.Name, d.cfg.Path)
+		return storage.Away("storage %s is not available: %s is not a directory", d.cfg.Name, d.cfg.Path)
 	}
 	if d.cfg.Mountpoint == "" {
 		return nil
@@ -164,13 +164,13 @@ func (d *Driver) check() error {
 		return d.unavailable(err)
 	}
 	if !mounted {
-		return model.Errorf(storage.ErrUnavailable, "storage %s is not available: nothing is mounted on %s", d.cfg.Name, d.cfg.Mountpoint)
+		return storage.Away("storage %s is not available: nothing is mounted on %s", d.cfg.Name, d.cfg.Mountpoint)
 	}
 	return nil
 }
 
 func (d *Driver) unavailable(err error) error {
-	return model.Errorf(storage.ErrUnavailable, "storage %s is not available: %v", d.cfg.Name, err)
+	return storage.Away("storage %s is not available: %v", d.cfg.Name, err)
 }
 
 // isMountpoint looks in the kernel's list, because a bind mount has the same
@@ -238,6 +238,8 @@ func (d *Driver) volumeError(volid string, err error) error {
 		return nil
 	case errors.Is(err, fs.ErrNotExist):
 		return model.Errorf(storage.ErrNotFound, "volume %s does not exist", volid)
+	case storage.IsAway(err):
+		return storage.Away("volume %s: %v", volid, err)
 	}
 	return model.Errorf(storage.ErrUnavailable, "volume %s: %v", volid, err)
 }

@@ -472,6 +472,7 @@ func gone(t *testing.T, s Setup) {
 	wantErr(t, "Capacity", err, storage.ErrUnavailable)
 	_, _, err = d.File(ctx, id)
 	wantErr(t, "File", err, storage.ErrUnavailable)
+	wantErr(t, "File", err, storage.ErrAway)
 	wantErr(t, "Delete", d.Delete(ctx, id), storage.ErrUnavailable)
 }
 

@@ -1,0 +1,116 @@
+package ha
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"sauh.dev/sauh/internal/core/place"
+)
+
+// loss is a storage that a node says it has lost.
+type loss struct{ node, storage string }
+
+// noteLosses notes since when each loss has been on record. One that is not in a view any more is over.
+func (s *State) noteLosses(now time.Duration) {
+	said := make(map[loss]time.Duration)
+	for _, m := range s.view.Members {
+		for _, storage := range m.Health.Lost {
+			l := loss{m.Name, storage}
+			since, known := s.losses[l]
+			if !known {
+				since = now
+			}
+			said[l] = since
+		}
+	}
+	s.losses = said
+}
+
+// lostOf are the storages of a guest that the node has lost.
+func (n *node) lostOf(g *Guest) []string {
+	var out []string
+	for _, s := range n.Health.Lost {
+		if slices.Contains(g.Storages, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// hasLost is the sentence about it.
+func (n *node) hasLost(g *Guest) string {
+	return n.Name + " has lost the storage " + strings.Join(n.lostOf(g), ", ")
+}
+
+// flee relocates a guest whose disks cannot be reached here to a node that is known to have them: one that has not lost them, although it has had
+// the time to say so. Without one the guest stays as it is: files that it has open may still be written to, or will be
+// when the storage is back, and a guest that is stopped and passed around is certainly down.
+func (d *decision) flee(n *node, g *Guest, st StatusRecord) {
+	if g.Local != "" || g.Lock != "" || d.patience(g, st) || d.full(n.Name) {
+		return
+	}
+	var known time.Duration
+	for _, s := range n.lostOf(g) {
+		known = max(known, d.losses[loss{n.Name, s}]+d.p.FleeAfter)
+	}
+	if d.now < known {
+		d.out.wake(known)
+		return
+	}
+	to, verdicts := d.placing().choose(*g, place.Request{Prefer: place.Best})
+	if to == "" || to == g.Node {
+		d.stays(n, g, st, verdicts)
+		return
+	}
+	if d.full(to) {
+		return
+	}
+	next := st.Status
+	next.State, next.Node, next.Target, next.Reason = StatusRelocate, g.Node, to, n.hasLost(g)
+	d.set(*g, next, 0)
+	d.moves[n.Name]++
+	d.moves[to]++
+}
+
+// stays says of a guest that runs why it does not leave. What keeps another from starting its worker says, and why the last move failed is not
+// written over.
+func (d *decision) stays(n *node, g *Guest, st StatusRecord, verdicts []place.Verdict) {
+	if st.State != StatusStarted || st.Node != g.Node || st.MoveFailures > 0 {
+		return
+	}
+	why := n.hasLost(g) + ", and " + place.Explain(verdicts)
+	if !d.haven(g) {
+		why = "every node that may run it has lost the storage " + strings.Join(n.lostOf(g), ", ")
+	}
+	d.rewrite(g, st, StatusStarted, why)
+}
+
+// haven: a node that is there has the guest's storages and has lost none of them.
+func (d *decision) haven(g *Guest) bool {
+	for _, n := range d.nodes {
+		has := func(s string) bool { return slices.Contains(n.Storages, s) }
+		if n.online(d.p) && n.shun == "" && len(n.lostOf(g)) == 0 && !slices.ContainsFunc(g.Storages, func(s string) bool { return !has(s) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// keepsReason: the guest runs on although its node has lost a storage of it. What the manager says to that stays.
+func (w *Worker) keepsReason(g Guest, st Status, old StatusRecord) bool {
+	return st.State == StatusStarted && old.State == StatusStarted && old.Node == w.self && w.lostDisks(g)
+}
+
+// withoutDisks: a start failed because a storage of the guest is away, or it failed, at whatever, on a node that has lost one. That is the
+// node's failure and not the guest's.
+func (w *Worker) withoutDisks(ev ActionFailed) bool {
+	start, ok := ev.Action.(Start)
+	lost := func(g Guest) bool { return g.VMID == start.VMID && w.lostDisks(g) }
+	return ok && (ev.Kind == FailAway || slices.ContainsFunc(w.view.Guests, lost))
+}
+
+// lostDisks: this node has lost a storage of the guest.
+func (w *Worker) lostDisks(g Guest) bool {
+	return slices.ContainsFunc(g.Storages, func(s string) bool { return slices.Contains(w.view.Health.Lost, s) })
+}
