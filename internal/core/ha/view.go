@@ -167,6 +167,9 @@ type Guest struct {
 	NoLive string
 	CPUs   int
 	Load   Load
+	// Idle: it is known not to run, because its node says so or it is a template. It tells of guests that are no HA resources; of the
+	// others their status does.
+	Idle bool
 }
 
 // SID is the name of the guest's service, "vm:100".
@@ -199,7 +202,7 @@ type View struct {
 	Members         []Member
 	// Resources are the supported ones of ha/resources.cfg with their requested state.
 	Resources map[model.VMID]pveconf.HAState
-	// Guests are all of the cluster; those that are not HA resources count as load.
+	// Guests are all of the cluster; those that are not HA resources count as load, unless they are Idle.
 	Guests    []Guest
 	Protected map[model.VMID]Protected
 	Intents   map[model.VMID]Intent
