@@ -248,6 +248,7 @@ func (m *member) answer(p *peers, seen *inventory) {
 	answer(p, "peer/migrate/check", m.arrivals.check)
 	answer(p, "peer/migrate/prepare", m.arrivals.prepare)
 	answer(p, "peer/migrate/abort", m.arrivals.abort)
+	answer(p, "peer/migrate/panicked", m.arrivals.panicked)
 	answer(p, "peer/guests", func(ctx context.Context, _ string, _ struct{}) ([]model.Guest, error) { return seen.ListLocal(ctx) })
 }
 
