@@ -32,6 +32,9 @@ type Params struct {
 	// Ask: a node not heard of by any path for so long is asked for a proof of its death, AskEvery so often. Off that was
 	// read for Confirm, by one answer or by two, with no sign of life in between or after, is one.
 	Ask, AskEvery, Confirm time.Duration
+	// RefusedFirst and RefusedMax: a method that gave no answer twice in a row for one reason is asked again after RefusedFirst, then twice the
+	// last wait, up to RefusedMax.
+	RefusedFirst, RefusedMax time.Duration
 	// FenceDelay: a node not heard of by any path for so long is shot, if a guest would be recovered by it.
 	FenceDelay time.Duration
 	// TakeAfter is the lease's own wait (lease.Params.TakeAfter).
@@ -75,6 +78,8 @@ func DefaultParams() Params {
 		Ask:            2 * time.Second, // asking harms nobody
 		AskEvery:       250 * time.Millisecond,
 		Confirm:        500 * time.Millisecond,
+		RefusedFirst:   time.Second,
+		RefusedMax:     10 * time.Second,
 		FenceDelay:     6 * time.Second,
 		TakeAfter:      lease.DefaultParams().TakeAfter(),
 		InFlight:       lease.DefaultParams().InFlight,
