@@ -175,8 +175,16 @@ func logAction(log *slog.Logger) func(ha.Action, error) {
 			log.Info("ha: done", "why", a.Why())
 		case failKind(err) == ha.FailConflict:
 			log.Debug("ha: overtaken", "why", a.Why(), "err", err)
+		case isQuestion(a):
+			log.Debug("ha: no answer", "why", a.Why(), "err", err) // fencing.take says it, and not each time
 		default:
 			log.Warn("ha: not done", "why", a.Why(), "err", err)
 		}
 	}
+}
+
+// isQuestion: it asks a method of fencing.
+func isQuestion(a ha.Action) bool {
+	_, ok := a.(ha.AskFence)
+	return ok
 }

@@ -42,10 +42,19 @@ type fencing struct {
 	mu sync.Mutex
 	// sets are the methods, each alone and once a purpose: a BMC that hangs while it is asked keeps nobody from shooting.
 	sets  map[setKey]builtSet // guarded by mu, as all below
-	said  map[string]string   // by node and method: what it said last
+	said  map[string]saying   // by node and method: what it said last
 	freed map[string]uint64   // by node: the epoch up to which the storage serves it again
 	busy  map[string]bool     // nodes that are being shot, or served again: never both at once
 }
+
+// saying is what a method said, and when it was logged.
+type saying struct {
+	reason string
+	logged time.Duration
+}
+
+// sayAgain is the age at which a refusal is logged once more that has not changed.
+const sayAgain = time.Minute
 
 // hearing knows when other nodes were last heard of.
 type hearing interface {
@@ -69,7 +78,7 @@ type builtSet struct {
 }
 
 func newFencing(f *fencing) *fencing {
-	f.sets, f.said, f.freed, f.busy = map[setKey]builtSet{}, map[string]string{}, map[string]uint64{}, map[string]bool{}
+	f.sets, f.said, f.freed, f.busy = map[setKey]builtSet{}, map[string]saying{}, map[string]uint64{}, map[string]bool{}
 	return f
 }
 
@@ -229,10 +238,15 @@ func (f *fencing) ask(ctx context.Context, a ha.AskFence) (ha.Event, error) {
 	switch {
 	case err == nil:
 		return ha.FenceResult{Action: a, Off: proof.Kind == corefence.Power, Lasted: proof.Lasted}, nil
-	case errors.Is(err, corefence.ErrNotOff), errors.Is(err, corefence.ErrNotVerified), errors.Is(err, corefence.ErrAlive):
+	case isAnswer(err):
 		return ha.FenceResult{Action: a}, nil
 	}
 	return nil, err
+}
+
+// isAnswer: the method has told what it had to, and it is no proof.
+func isAnswer(err error) bool {
+	return errors.Is(err, corefence.ErrNotOff) || errors.Is(err, corefence.ErrNotVerified) || errors.Is(err, corefence.ErrAlive)
 }
 
 // shoot has one method switch the node off, or its storage refuse it, if the manager's decision still holds.
@@ -346,9 +360,14 @@ func (f *fencing) take(node, method string, out fence.Outcome) (corefence.Proof,
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if key := node + " " + method; f.said[key] != reason {
-		f.said[key] = reason
-		f.log.Info("ha: fencing method", "node", node, "method", method, "says", reason)
+	now, key := sys.BootTime(), node+" "+method
+	if last, ok := f.said[key]; !ok || last.reason != reason || proof == nil && now-last.logged >= sayAgain {
+		f.said[key] = saying{reason, now}
+		level := slog.LevelInfo
+		if proof == nil && !isAnswer(err) {
+			level = slog.LevelWarn
+		}
+		f.log.Log(context.Background(), level, "ha: fencing method", "node", node, "method", method, "says", reason)
 	}
 	if proof == nil {
 		return corefence.Proof{}, err

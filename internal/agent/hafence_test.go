@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -433,5 +434,37 @@ func TestANodeOfWhichNoBeaconsAreHeardIsAmongTheProblems(t *testing.T) {
 	}
 	if !n.member("n2").Beacons {
 		t.Error("it may not be shot though it is heard")
+	}
+}
+
+func TestARefusalIsLoggedOnceAMinuteAndWhenItChanges(t *testing.T) {
+	var log strings.Builder
+	f := newFencing(&fencing{log: slog.New(slog.NewTextHandler(&log, nil))})
+	lines := func(why string, err error, want int) {
+		t.Helper()
+		log.Reset()
+		for range 3 {
+			_, _ = f.take("n2", "bmc", fence.Outcome{Said: []fence.Said{{Method: "bmc", Err: err}}})
+		}
+		if got := strings.Count(log.String(), "level="); got != want {
+			t.Errorf("%s: %d lines:\n%s", why, got, log.String())
+		}
+	}
+	stranger := fmt.Errorf("n2: %w", corefence.ErrStranger)
+	lines("the first time", stranger, 1)
+	if !strings.Contains(log.String(), "level=WARN") {
+		t.Errorf("a refusal is no warning: %s", log.String())
+	}
+	lines("the same", stranger, 0)
+	f.said["n2 bmc"] = saying{f.said["n2 bmc"].reason, f.said["n2 bmc"].logged - sayAgain}
+	lines("after a minute", stranger, 1)
+	lines("another", corefence.ErrNotOff, 1)
+	if !strings.Contains(log.String(), "level=INFO") {
+		t.Errorf("an answer is a warning: %s", log.String())
+	}
+	log.Reset()
+	logAction(f.log)(ha.AskFence{Node: "n2", Method: "bmc"}, stranger)
+	if log.Len() > 0 {
+		t.Errorf("said twice: %s", log.String())
 	}
 }

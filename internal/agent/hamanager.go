@@ -67,6 +67,7 @@ func (m *haManager) view() ha.View {
 	}
 	loads := m.measured(snap, c, v.Guests)
 	measure(v.Guests, loads)
+	rest(v.Guests, m.idle(snap, c))
 	for name, n := range c.nodes {
 		member := m.member(snap, c, name, n)
 		member.Load = ha.Load(loads.Nodes[name])

@@ -112,6 +112,7 @@ func haGuests(s mirror.Snapshot, c clusterRecords, node string) []ha.Guest {
 		out = append(out, ha.Guest{
 			VMID: f.id, Node: f.node, Revision: f.revision, MemoryMiB: f.conf.MemoryMiB(), CPUs: f.conf.Cores() * f.conf.Sockets(),
 			Storages: names, Local: local, Lock: f.conf.Lock(), RBD: onRBD, NoLive: noLive[f.node],
+			Idle: f.conf.Template(),
 		})
 	}
 	return out

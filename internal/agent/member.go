@@ -75,6 +75,7 @@ type member struct {
 	beacons    *beacons
 	health     *nodeHealth
 	load       *nodeLoad
+	idle       *nodeIdle
 	membership *membership
 	roles      api.Backend
 	handler    http.Handler  // the API with these roles
@@ -207,6 +208,7 @@ func (m *member) wireHA(a *Agent, files guestFiles, tasks guestTasks, moves *dep
 		node: node, boot: a.boot, log: log, st: m.st, mirror: m.mirror, procs: m.procs,
 		machine: sys.Cgroup(a.opts.Paths.CgroupRoot), memory: memory, clock: sys.BootTime,
 	}
+	m.idle = &nodeIdle{node: node, boot: a.boot, log: log, st: m.st, mirror: m.mirror, procs: m.procs, locks: tasks.locks}
 	m.fencing = newFencing(&fencing{node: node, log: log, st: m.st, mirror: m.mirror, live: m.live, beacon: m.beacons.heard, quorate: quorate})
 	m.manager = &haManager{
 		node: node, log: log, st: m.st, quorate: quorate, mirror: m.mirror, live: m.live, book: m.book, fencing: m.fencing,
@@ -246,6 +248,7 @@ func (m *member) answer(p *peers, seen *inventory) {
 	answer(p, "peer/migrate/check", m.arrivals.check)
 	answer(p, "peer/migrate/prepare", m.arrivals.prepare)
 	answer(p, "peer/migrate/abort", m.arrivals.abort)
+	answer(p, "peer/migrate/panicked", m.arrivals.panicked)
 	answer(p, "peer/guests", func(ctx context.Context, _ string, _ struct{}) ([]model.Guest, error) { return seen.ListLocal(ctx) })
 }
 
@@ -376,6 +379,7 @@ func (a *Agent) activate(m *member) error {
 	m.wg.Go(func() { m.fencing.run(m.ctx) })
 	m.wg.Go(func() { m.health.start(m.ctx) })
 	m.wg.Go(func() { m.load.start(m.ctx) })
+	m.wg.Go(func() { m.idle.start(m.ctx) })
 	m.beacons.start(m.ctx, a.boot, a.opts.Paths.State, m.addresses)
 	m.wg.Go(func() { m.publishSelf(m.ctx, a.opts.Version.Version, a.host) })
 	m.wg.Go(func() { m.operations.startOnBoot(m.ctx) })

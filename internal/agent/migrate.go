@@ -144,17 +144,20 @@ func (d *departures) migrate(ctx context.Context, id model.VMID, target string, 
 		if p == nil {
 			return d.migrateOffline(ctx, id, target, t)
 		}
-		return d.migrateOnline(ctx, id, target, check, t)
+		return d.migrateOnline(ctx, id, p, target, check, t)
 	})
 }
 
-func (d *departures) migrateOnline(ctx context.Context, id model.VMID, target string, check checkRequest, t *task.Task) error {
+func (d *departures) migrateOnline(ctx context.Context, id model.VMID, p *proc, target string, check checkRequest, t *task.Task) error {
 	err := move.Source(ctx, move.SourceDeps{
 		Deps:     d.deps(func(_ model.VMID, line string) { t.Logf("%s", line) }),
 		Peer:     movePeer{d.peers, target},
 		Check:    func(ctx context.Context, _ move.Request) error { return d.askTarget(ctx, target, check) },
 		Progress: t.Progress,
 	}, move.Request{VMID: id, Target: target, Task: t.UPID(), Machine: check.Machine})
+	if err == nil {
+		d.handOver(ctx, id, p, target, t.Logf)
+	}
 	return err
 }
 

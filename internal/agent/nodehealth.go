@@ -155,7 +155,7 @@ func (h *nodeHealth) publish(ctx context.Context, sure bool) {
 // guest watches one guest until ctx is done or its process ended.
 func (h *nodeHealth) guest(ctx context.Context, id model.VMID, p *proc) {
 	g := health.Guest{
-		Params: corehealth.DefaultParams(), QEMU: remembering{p.Process, h.notes.has(id, p.Facts())}, Held: func() string { return h.held(id) },
+		Params: corehealth.DefaultParams(), QEMU: remembering{p.Process, h.notes.has(id, p.Facts()), p.panicked}, Held: func() string { return h.held(id) },
 		Changed: func(c corehealth.Condition) {
 			p.condition.Store(&c)
 			if c.Sick != corehealth.Well {

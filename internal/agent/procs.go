@@ -51,6 +51,7 @@ type proc struct {
 	*qemu.Process
 	incoming  atomic.Bool                          // waits for a migration and was never continued
 	condition atomic.Pointer[corehealth.Condition] // nil: nothing is known, so it is well
+	panicked  chan struct{}                        // holds one token when the node from which it came says that it has panicked
 	cleaned   chan struct{}
 }
 
@@ -63,7 +64,7 @@ func (p *proc) health() corehealth.Condition {
 }
 
 func newProc(p *qemu.Process, incoming bool) *proc {
-	np := &proc{Process: p, cleaned: make(chan struct{})}
+	np := &proc{Process: p, panicked: make(chan struct{}, 1), cleaned: make(chan struct{})}
 	np.incoming.Store(incoming)
 	return np
 }

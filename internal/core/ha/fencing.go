@@ -3,6 +3,7 @@ package ha
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"sauh.dev/sauh/internal/core/model"
@@ -21,6 +22,8 @@ type inquest struct {
 type testimony struct {
 	asked   time.Duration // when the last question went out
 	next    time.Duration // not asked again before
+	refused int           // how often in a row it gave no answer,
+	refusal string        // all for this reason
 	off     bool          // it said off at
 	offAt   time.Duration // and was asked at
 	offFrom time.Duration
@@ -96,6 +99,9 @@ func (t *testimony) void(heard time.Duration) {
 	if t.proved && heard > t.since {
 		t.proved = false
 	}
+	if heard > t.asked && t.refused > 0 {
+		t.refused, t.next = 0, 0 // another silence
+	}
 	if heard > t.shotAt {
 		t.shot, t.missed = false, false
 	}
@@ -119,7 +125,7 @@ func (s *State) answered(now time.Duration, ev FenceResult) (next time.Duration,
 
 // asked takes in what a method said of the power: off that lasted is a proof.
 func (s *State) asked(now time.Duration, q *inquest, t *testimony, ev FenceResult) (next time.Duration, proved bool) {
-	t.next = now + s.p.AskEvery
+	t.next, t.refused = now+s.p.AskEvery, 0
 	switch {
 	case !ev.Off || q.heard > t.asked:
 		t.off = false
@@ -136,17 +142,48 @@ func (s *State) asked(now time.Duration, q *inquest, t *testimony, ev FenceResul
 }
 
 // fenceFailed: the method gave no answer, which is none, or did not shoot. A shot that was not fired says nothing of its method.
-func (s *State) fenceFailed(ev ActionFailed) {
+func (s *State) fenceFailed(now time.Duration, ev ActionFailed) {
 	switch a := ev.Action.(type) {
 	case AskFence:
 		if q := s.inquests[a.Node]; q != nil {
-			q.of(a.Method).off = false
+			q.of(a.Method).refuse(now, ev.Reason, s.p)
 		}
 	case Shoot:
 		if q := s.inquests[a.Node]; q != nil && ev.Kind == FailOther {
 			q.of(a.Method).missed = true
 		}
 	}
+}
+
+// refuse takes in that the method gave no answer. The second question comes at once, because the first may just have been early; from then on,
+// as long as it fails alike, a question is a nuisance to the device and to the log, and comes ever later.
+func (t *testimony) refuse(now time.Duration, reason string, p Params) {
+	t.off = false
+	if reason = withoutDigits(reason); reason != t.refusal {
+		t.refused, t.refusal = 0, reason
+	}
+	t.refused++
+	if t.refused < 2 {
+		return
+	}
+	wait := p.RefusedFirst
+	for range t.refused - 2 {
+		if wait *= 2; wait >= p.RefusedMax {
+			wait = p.RefusedMax
+			break
+		}
+	}
+	t.next = now + wait
+}
+
+// withoutDigits is what two errors of a kind have in common, which name ports and times.
+func withoutDigits(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' {
+			return -1
+		}
+		return r
+	}, s)
 }
 
 // shot takes in that a shot was carried out, and returns the method's testimony. A sign of life since it was given out voids what comes of it: the
@@ -161,6 +198,9 @@ func (s *State) shot(a Shoot) *testimony {
 		return nil
 	}
 	t.shot, t.missed = true, false
+	if t.refused > 0 {
+		t.refused, t.next = 0, 0 // it does answer
+	}
 	return t
 }
 

@@ -1,8 +1,11 @@
 package ha_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"sauh.dev/sauh/internal/core/ha"
 	"sauh.dev/sauh/internal/core/model"
@@ -147,6 +150,52 @@ func TestABMCThatHangsDelaysNothing(t *testing.T) {
 	d.view("ask n3 redfish", "wake 3s")
 	d.says(ha.FenceResult{Action: ha.AskFence{Node: "n3", Method: "redfish"}, Off: true}, "wake 2.5s")
 	d.view("cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3")
+}
+
+// asked lets n3 be silent since a time, with a method that refuses each question, and returns when it was asked, in milliseconds.
+func (d *managerTalk) asked(since, from, to time.Duration, refusal func() string) (at []int64) {
+	n3 := d.member("n3")
+	for now := from; now < to; now += 50 * time.Millisecond {
+		n3.Silence, n3.Heard, n3.Beacons = now-since, now-since, false // so nobody shoots it
+		for _, a := range d.step(now, d.v) {
+			if _, ok := a.(ha.AskFence); ok {
+				at = append(at, now.Milliseconds())
+				d.step(now, ha.ActionFailed{Action: a, Kind: ha.FailOther, Reason: refusal()})
+			}
+		}
+	}
+	return at
+}
+
+func TestAMethodThatRefusesEachQuestionIsAskedLessAndLess(t *testing.T) {
+	port := 4000
+	timeout := func() string { port++; return fmt.Sprintf("read udp 10.10.1.1:%d: i/o timeout", port) }
+	stranger := func() string { return "the BMC belongs to another machine" }
+	for name, c := range map[string]struct {
+		got  func(d *managerTalk) []int64
+		want []int64
+	}{
+		"all alike": {
+			func(d *managerTalk) []int64 { return d.asked(0, 0, 40*second, timeout) },
+			[]int64{2000, 2250, 3250, 5250, 9250, 17250, 27250, 37250},
+		},
+		"another reason": {
+			func(d *managerTalk) []int64 {
+				return append(d.asked(0, 0, 5*second, timeout), d.asked(0, 5*second, 8*second, stranger)...)
+			},
+			[]int64{2000, 2250, 3250, 5250, 5500, 6500},
+		},
+		"another silence": {
+			func(d *managerTalk) []int64 {
+				return append(d.asked(0, 0, 10*second, timeout), d.asked(10*second, 10*second, 14*second, timeout)...)
+			},
+			[]int64{2000, 2250, 3250, 5250, 9250, 12000, 12250, 13250},
+		},
+	} {
+		if diff := cmp.Diff(c.want, c.got(fenceTalk(t, bmc...))); diff != "" {
+			t.Errorf("%s: asked at (-want +got):\n%s", name, diff)
+		}
+	}
 }
 
 func TestWithoutAnAnswerTheLeaseDecides(t *testing.T) {

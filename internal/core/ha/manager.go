@@ -84,7 +84,7 @@ func (s State) Step(now time.Duration, ev Event) (State, []Action) {
 	case ActionFailed:
 		retry := now + s.retry(ev.Action)
 		s.ledger.failed(ev.Action, retry)
-		s.fenceFailed(ev)
+		s.fenceFailed(now, ev)
 		return s, s.wakeAgain(retry)
 	}
 	actions := s.decide(now)

@@ -376,3 +376,17 @@ func TestManagerMovesTheGuestsOfANodeThatLeft(t *testing.T) {
 		t.Errorf("got %+v, want %+v", cut.NewLive, want)
 	}
 }
+
+func TestAGuestOutsideHAThatDoesNotRunTakesNoRoom(t *testing.T) {
+	d := talkToManager(t)
+	d.guest(100, "n3", pveconf.HAStarted)
+	for i, node := range []string{"n1", "n2"} {
+		d.v.Guests = append(d.v.Guests, ha.Guest{VMID: model.VMID(200 + i), Node: node, Revision: 300, MemoryMiB: 15360})
+	}
+	d.silent("n3", time.Minute)
+	d.view("status vm:100 recovery on n3") // they may run, for all that is known
+	d.done("status vm:100", 1002)
+	d.v.Revision = 1002
+	d.v.Guests[2].Idle = true
+	d.view("cut n3 epoch 5 by n1 [live 30]", "status vm:100 fence on n3")
+}

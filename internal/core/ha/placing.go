@@ -108,7 +108,7 @@ func (d *decision) placeGuest(g *Guest) place.Guest {
 	conf, st := d.view.Config[g.VMID], d.view.Statuses[g.VMID]
 	state, ha := d.view.Resources[g.VMID]
 	pg := place.Guest{
-		VMID: g.VMID, SID: g.SID(), Node: g.Node, MemoryMiB: g.MemoryMiB, CPUs: float64(g.CPUs),
+		VMID: g.VMID, SID: g.SID(), Node: g.Node, MemoryMiB: g.MemoryMiB, CPUs: float64(g.CPUs), Idle: g.Idle,
 		UsedCPUs: g.Load.CPU, UsedMiB: g.Load.MemoryMiB, Storages: g.Storages,
 		NoFailback: conf.NoFailback, NoRebalance: conf.NoRebalance || g.Lock != "" || g.Local != "", Home: st.Away,
 	}

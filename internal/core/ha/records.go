@@ -232,6 +232,13 @@ const (
 	EndsShutdown NodeEnd = "shutdown"
 )
 
+// NodeIdle is the JSON under ha/idle/<node>: which of its guests outside HA do not run. One that is not named may run. It is a hint for the
+// placement, in force during one boot of the node and while the node is there.
+type NodeIdle struct {
+	BootID string       `json:"boot_id"`
+	Guests []model.VMID `json:"guests,omitempty"`
+}
+
 // NodeHealth is the JSON under ha/health/<node>: the node itself writes it when it has lost something for long enough to be sure.
 type NodeHealth struct {
 	// Lost are storages that give errors or do not answer: guests with volumes there relocate.

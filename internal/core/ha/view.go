@@ -33,6 +33,9 @@ type Params struct {
 	// Ask: a node not heard of by any path for so long is asked for a proof of its death, AskEvery so often. Off that was
 	// read for Confirm, by one answer or by two, with no sign of life in between or after, is one.
 	Ask, AskEvery, Confirm time.Duration
+	// RefusedFirst and RefusedMax: a method that gave no answer twice in a row for one reason is asked again after RefusedFirst, then twice the
+	// last wait, up to RefusedMax.
+	RefusedFirst, RefusedMax time.Duration
 	// FenceDelay: a node not heard of by any path for so long is shot, if a guest would be recovered by it.
 	FenceDelay time.Duration
 	// TakeAfter is the lease's own wait (lease.Params.TakeAfter).
@@ -79,6 +82,8 @@ func DefaultParams() Params {
 		Ask:            2 * time.Second, // asking harms nobody
 		AskEvery:       250 * time.Millisecond,
 		Confirm:        500 * time.Millisecond,
+		RefusedFirst:   time.Second,
+		RefusedMax:     10 * time.Second,
 		FenceDelay:     6 * time.Second,
 		TakeAfter:      lease.DefaultParams().TakeAfter(),
 		InFlight:       lease.DefaultParams().InFlight,
@@ -172,6 +177,9 @@ type Guest struct {
 	NoLive string
 	CPUs   int
 	Load   Load
+	// Idle: it is known not to run, because its node says so or it is a template. It tells of guests that are no HA resources; of the
+	// others their status does.
+	Idle bool
 }
 
 // SID is the name of the guest's service, "vm:100".
@@ -204,7 +212,7 @@ type View struct {
 	Members         []Member
 	// Resources are the supported ones of ha/resources.cfg with their requested state.
 	Resources map[model.VMID]pveconf.HAState
-	// Guests are all of the cluster; those that are not HA resources count as load.
+	// Guests are all of the cluster; those that are not HA resources count as load, unless they are Idle.
 	Guests    []Guest
 	Protected map[model.VMID]Protected
 	Intents   map[model.VMID]Intent

@@ -16,6 +16,9 @@ const (
 	Panicked
 	// PanickedBefore: who watched the guest before has seen that its kernel panicked, and not that it was reset.
 	PanickedBefore
+	// PanickedElsewhere: the node from which the guest has migrated has seen that its kernel panicked, and not that it was reset. It is told
+	// after the guest has arrived, so it says nothing of one that was reset here, or answered.
+	PanickedElsewhere
 	// IOError: a disk's request failed. Disk, Volume, Write, NoSpace, Reason are set.
 	IOError
 	// Stopped and Resumed: the guest stands still, for whatever reason; it runs.
@@ -93,6 +96,10 @@ func (g *Guest) Observe(i Incident) {
 	case PanickedBefore:
 		if g.panicked == "" {
 			g.panicked, g.hearsay = "its kernel has panicked, as was seen before this agent was started", true
+		}
+	case PanickedElsewhere:
+		if g.panicked == "" && g.boot == 0 && !g.answers {
+			g.panicked, g.hearsay = "its kernel has panicked, as the node has seen from which it came", true
 		}
 	case Reset:
 		g.panicked, g.answers, g.misses = "", false, 0

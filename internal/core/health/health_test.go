@@ -418,6 +418,25 @@ func TestAPanicThatWasSeenBeforeCountsUntilTheGuestIsResetOrAnswers(t *testing.T
 	wantCondition(t, g, Condition{true, SickPanicked, "its kernel panicked"})
 }
 
+func TestAPanicThatTheNodeBeforeSawCountsUnlessTheGuestHasLivedHereSince(t *testing.T) {
+	moved := func(since func(*Guest)) *Guest {
+		g := NewGuest(DefaultParams())
+		g.Observe(Incident{Kind: StatusKnown, Status: "running"})
+		since(g)
+		g.Observe(Incident{Kind: PanickedElsewhere})
+		return g
+	}
+	sick := Condition{Sick: SickPanicked, Reason: "its kernel has panicked, as the node has seen from which it came"}
+	g := moved(func(*Guest) {})
+	wantCondition(t, g, sick)
+	g.Observe(Incident{Kind: Reset})
+	wantCondition(t, g, Condition{})
+
+	wantCondition(t, moved(func(g *Guest) { g.Observe(Incident{Kind: Reset}) }), Condition{})
+	wantCondition(t, moved(func(g *Guest) { ask(g, 1, "") }), Condition{Answers: true})
+	wantCondition(t, moved(func(g *Guest) { g.Observe(Incident{Kind: Panicked}) }), Condition{Sick: SickPanicked, Reason: "its kernel panicked"})
+}
+
 func TestAPanicThatNobodySawIsReadFromQEMUsStatus(t *testing.T) {
 	g := NewGuest(DefaultParams())
 	g.Observe(Incident{Kind: StatusKnown, Status: "guest-panicked"})

@@ -24,6 +24,7 @@ const (
 	HANodePrefix    = "ha/node/"      // + name: what a node says of its own orderly end
 	HAHealthPrefix  = "ha/health/"    // + name: what a node lost: storages, the guests' network
 	HALoadPrefix    = "ha/load/"      // + name: what a node measured that it and its guests use, core/load.Record
+	HAIdlePrefix    = "ha/idle/"      // + name: which of its guests outside HA do not run
 	HAHistoryPrefix = "ha/history/"   // + name: when a node was silent
 	HAModeKey       = "ha/mode"       // whether HA is disarmed
 	HARehearsals    = "ha/rehearsal/" // + name: how the ways to fence a node were tried last, []core/fence.Rehearsal
