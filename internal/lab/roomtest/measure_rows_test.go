@@ -6,16 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"sauh.dev/sauh/internal/api"
 	"sauh.dev/sauh/internal/core/model"
-	"sauh.dev/sauh/internal/lab"
-	"sauh.dev/sauh/internal/sys"
 )
 
 // allRows is the whole table, ordered so that each room is built once.
@@ -127,24 +121,6 @@ func failoverAfter(strike fault, leader bool) func(r *room) time.Duration {
 	}
 }
 
-// StartedAgain waits for a QEMU of the guest that was started after a fault and runs, and returns how long after.
-func (g *guest) StartedAgain(fault time.Time) time.Duration {
-	g.r.t.Helper()
-	var found process
-	g.r.Eventually(fmt.Sprintf("guest %d is started again", g.id), patience, func() error {
-		for _, p := range g.r.sampler.alive(g.id) {
-			if !p.frozen && p.started.After(fault) {
-				found = p
-				return nil
-			}
-		}
-		return fmt.Errorf("%v", g.Processes(fault))
-	})
-	took := found.started.Sub(fault)
-	g.r.t.Logf("QEMU of guest %d started on %s %v after the fault", g.id, found.node, took.Round(time.Millisecond))
-	return took
-}
-
 // qemuKilled takes the nodes in turn: a guest that dies twice within a minute on one node waits longer the second time.
 func qemuKilled(r *room) time.Duration {
 	home := r.nextNode()
@@ -245,125 +221,10 @@ func (r *room) boots() (text string) {
 	return text
 }
 
-// tellsLoss is longer than a node's lease must have been valid until it tells what it lost.
-const tellsLoss = 20 * time.Second
-
-// guestLinkDown is the time from the loss of the cable that guests use until the guest runs elsewhere, with its memory.
-func guestLinkDown(r *room) time.Duration {
-	g := r.Guest(100).On("n2").Protected()
-	r.waitOut(tellsLoss)
-	boot, l := g.MustAnswer(patience).BootID, g.Ledger()
-	since := r.CutNetwork("n2", lab.Mgmt)
-	var took time.Duration
-	r.Eventually("guest 100 has left n2", patience, func() error {
-		st, err := g.HA()
-		if err == nil && (st.Node == "n2" || st.Status != "started") {
-			err = fmt.Errorf("%s on %s: %s", st.Status, st.Node, st.Reason)
-		}
-		took = time.Since(since)
-		return err
-	})
-	if now := g.MustAnswer(patience).BootID; now != boot {
-		r.t.Error("the guest was restarted")
-	}
-	l.MustGoOn(patience)
-	l.MustBeWhole()
-	return took
-}
-
-func storageHangs(r *room) time.Duration {
-	return storageLost(r, func(*os.File) {})
-}
-
-func storageFails(r *room) time.Duration {
-	return storageLost(r, func(f *os.File) { _ = f.Close() })
-}
-
-// storageLost puts a file system of which nobody answers over the directory of the storage on n2: what is opened there hangs, or
-// fails once nobody could answer any more. Files that are open stay so.
-func storageLost(r *room, then func(*os.File)) time.Duration {
-	const dir = "/srv/nas"
-	g := r.Guest(100).On("n2").Protected()
-	r.waitOut(tellsLoss)
-	l := g.Ledger()
-	var f *os.File
-	since := time.Now()
-	r.insideOf("n2", func() (err error) {
-		if f, err = os.OpenFile("/dev/fuse", os.O_RDWR, 0); err != nil {
-			return err
-		}
-		return unix.Mount("lost", dir, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", f.Fd()))
-	})
-	r.t.Cleanup(func() {
-		_ = f.Close()
-		r.insideOf("n2", func() error { return unix.Unmount(dir, unix.MNT_DETACH) })
-	})
-	then(f)
-	took := g.StartedAgain(since)
-	g.MustAnswer(patience)
-	l.MustGoOn(patience)
-	l.MustBeWhole()
-	return took
-}
-
-// insideOf runs f on a thread that sees the files of a node.
-func (r *room) insideOf(node string, f func() error) {
-	r.t.Helper()
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", r.initOf(node)))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	defer ns.Close()
-	done := make(chan error, 1)
-	go func() { // its thread ends with it
-		err := sys.EnterNamespaces([]*os.File{ns})
-		if err == nil {
-			err = f()
-		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
-		r.t.Fatalf("inside of %s: %v", node, err)
-	}
-}
-
-// sick is a guest with a guest agent and the policy to reset it.
-func (r *room) sick() *guest {
-	r.t.Helper()
-	g := r.Guest(103)
-	g.params = map[string]string{"agent": "1"}
-	g.On("n2").Protected()
-	if err := r.API("n1").HASet(r.ctx(5*time.Second), g.id.SID(), api.Edit{Set: map[string]string{"reset-on": "panicked,silent"}}); err != nil {
-		r.t.Fatal(err)
-	}
-	return g
-}
-
-// fallIll asks the guest for an illness and returns how long after the worker has reset it.
-func (g *guest) fallIll(request string) time.Duration {
-	r := g.r
-	boot := g.MustAnswer(patience).BootID
-	since := time.Now()
-	if err := g.get(request, new(any)); err != nil {
-		r.t.Logf("%s: %v", request, err) // the answer is no JSON, or does not come any more
-	}
-	took := r.Logged("n2", agentUnit, since, "reset "+g.id.SID()).Sub(since)
-	r.Eventually("the guest has booted again", patience, func() error {
-		st, err := g.Stats()
-		if err == nil && st.BootID == boot {
-			err = errors.New("it has not")
-		}
-		return err
-	})
-	return took
-}
+func storageHangs(r *room) time.Duration { return storageLost(r, hangs) }
 
 func agentSilent(r *room) time.Duration {
 	g := r.sick()
 	r.waitOut(tellsLoss) // its agent was heard
 	return g.fallIll("/agent?silent=1")
-}
-
-func panicked(r *room) time.Duration {
-	return r.sick().fallIll("/panic")
 }

@@ -244,6 +244,3 @@ func (m *measurement) report() error {
 	}
 	return nil
 }
-
-// waitOut lets time pass that a row needs before its fault.
-func (r *room) waitOut(d time.Duration) { r.Throughout(d, "", nil) }
