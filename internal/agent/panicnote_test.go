@@ -26,7 +26,7 @@ func (n *node) leadsTo(p *peers, name string, h http.HandlerFunc) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", srv.Listener.Addr().String())
 	}
 	tr.TLSClientConfig.ServerName = "example.com" // whom the server's certificate names
-	p.transports[name+"  "] = tr
+	p.transports[name] = connections{of: "   0", tr: tr}
 }
 
 // The panic comes while the memory is copied, after the target was asked: its QEMU never hears of it.
