@@ -25,7 +25,7 @@ type State struct {
 	waits    map[model.VMID]wait
 	sent     map[model.VMID]sending
 	balancer place.Balancer
-	losses   map[loss]time.Duration // since when each has been on record, as far as this manager knows
+	losses   map[loss]lost
 }
 
 // sending is how often a guest was to leave a node by this manager's word, and when the last time.

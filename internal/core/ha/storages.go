@@ -11,20 +11,46 @@ import (
 // loss is a storage that a node says it has lost.
 type loss struct{ node, storage string }
 
-// noteLosses notes since when each loss has been on record. One that is not in a view any more is over.
+// lost is when this manager saw a loss for the first time, and, if it is over, when it saw that.
+type lost struct {
+	since, ended time.Duration
+	over         bool
+}
+
+// noteLosses notes since when each loss has been on record. One that is over is remembered for FleeAfter.
 func (s *State) noteLosses(now time.Duration) {
-	said := make(map[loss]time.Duration)
+	said := make(map[loss]lost)
+	for l, was := range s.losses {
+		if !was.over {
+			was.over, was.ended = true, now
+		}
+		if now < was.ended+s.p.FleeAfter {
+			said[l] = was
+		}
+	}
 	for _, m := range s.view.Members {
 		for _, storage := range m.Health.Lost {
 			l := loss{m.Name, storage}
-			since, known := s.losses[l]
-			if !known {
-				since = now
+			was, known := s.losses[l]
+			if !known || was.over {
+				was = lost{since: now}
 			}
-			said[l] = since
+			said[l] = was
 		}
 	}
 	s.losses = said
+}
+
+// settled is when a loss, of which nothing was told since, will be known to be the node's alone: those who share the fault have told it by then, and so have
+// those for whom it is over.
+func (d *decision) settled(n *node, storage string) time.Duration {
+	at := d.losses[loss{n.Name, storage}].since
+	for l, was := range d.losses {
+		if l.storage == storage && was.over {
+			at = max(at, was.ended)
+		}
+	}
+	return at + d.p.FleeAfter
 }
 
 // lostOf are the storages of a guest that the node has lost.
@@ -44,7 +70,7 @@ func (n *node) hasLost(g *Guest) string {
 }
 
 // flee relocates a guest whose disks cannot be reached here to a node that is known to have them: one that has not lost them, although it has had
-// the time to say so. Without one the guest stays as it is: files that it has open may still be written to, or will be
+// the time to say so, and for which none has just ended, because then it ends here at any moment. Without one the guest stays as it is: files that it has open may still be written to, or will be
 // when the storage is back, and a guest that is stopped and passed around is certainly down.
 func (d *decision) flee(n *node, g *Guest, st StatusRecord) {
 	if g.Local != "" || g.Lock != "" || d.patience(g, st) || d.full(n.Name) {
@@ -52,7 +78,7 @@ func (d *decision) flee(n *node, g *Guest, st StatusRecord) {
 	}
 	var known time.Duration
 	for _, s := range n.lostOf(g) {
-		known = max(known, d.losses[loss{n.Name, s}]+d.p.FleeAfter)
+		known = max(known, d.settled(n, s))
 	}
 	if d.now < known {
 		d.out.wake(known)

@@ -76,8 +76,12 @@ func TestNobodyMovesWhenAllNodesLoseTheStorage(t *testing.T) {
 	if n := len(s.status(102).Log); n > 4 {
 		t.Errorf("%d decisions: %+v", n, s.status(102).Log)
 	}
-	s.regains("n1", "n2", "n3")
-	s.run(second)
+	s.regains("n2") // the end, too, is found by one before the other
+	s.run(3 * second)
+	s.regains("n1")
+	s.run(2900 * time.Millisecond)
+	s.regains("n3")
+	s.run(time.Minute)
 	s.happened()
 	for id := range s.guests {
 		s.reason(id, "")
@@ -92,6 +96,17 @@ func TestGuestsOfTwoNodesThatLoseTheStorageGoToTheThird(t *testing.T) {
 	s.run(8 * second)
 	s.is("vm:101 n3 started runs", "vm:102 n3 started runs", "vm:103 n3 started runs")
 	s.happened("stop vm:101 on n1", "vm:101 n1→n3", "start vm:101 on n3", "stop vm:102 on n2", "vm:102 n2→n3", "start vm:102 on n3")
+}
+
+func TestGuestsGoToTheNodeThatAloneRegainsTheStorage(t *testing.T) {
+	s := onEach(t)
+	s.loses("nas", "n1", "n2", "n3")
+	s.run(time.Minute)
+	s.regains("n2")
+	s.run(ha.DefaultParams().FleeAfter)
+	s.happened()
+	s.run(second)
+	s.is("vm:101 n2 started runs", "vm:102 n2 started runs", "vm:103 n2 started runs")
 }
 
 func TestALossThatEndsInTimeMovesNobody(t *testing.T) {

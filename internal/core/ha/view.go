@@ -46,7 +46,7 @@ type Params struct {
 	// RebootPatience is how long the guests of a node that reboots in order wait for it, where the policy does not freeze them.
 	RebootPatience time.Duration
 	// FleeAfter: a guest leaves a node for a storage that this has lost when the loss has been on record for so long. By then all other nodes that
-	// share the fault have told it (health.Params.Spread), so those that have not are well. 0 waits for nobody.
+	// share the fault have told it (health.Params.Spread), so those that have not are well. Nor does a guest leave until so long after another node has regained the storage. 0 waits for nobody.
 	FleeAfter time.Duration
 	// Permit is how long a guest that may start only by the manager's word waits for that word.
 	Permit time.Duration
