@@ -257,6 +257,9 @@ func (d *decision) inquire(p plan) {
 }
 
 func (d *decision) interrogate(n *node, q *inquest, lost []placed) {
+	if n.heard < d.p.FenceDelay {
+		d.wakeIn(d.p.FenceDelay - n.heard) // whatever comes of the questions, and however seldom they are
+	}
 	silent := fmt.Sprintf("it has not been heard of for %s", n.heard.Round(100*time.Millisecond))
 	for _, m := range n.Fencing {
 		if !m.Rehearsed {

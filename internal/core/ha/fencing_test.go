@@ -198,6 +198,32 @@ func TestAMethodThatRefusesEachQuestionIsAskedLessAndLess(t *testing.T) {
 	}
 }
 
+// Nobody wakes the manager but itself.
+func TestAMethodThatRefusesQuestionsIsToldToShootInTime(t *testing.T) {
+	d := fenceTalk(t, bmc...)
+	for now := 2 * second; now <= 6*second; {
+		d.quiet(now)
+		d.member("n3").Wait = 10520*time.Millisecond - now
+		next := time.Minute
+		actions := d.step(now, d.v)
+		for i := 0; i < len(actions); i++ {
+			switch a := actions[i].(type) {
+			case ha.Wake:
+				next = a.At
+			case ha.AskFence:
+				actions = append(actions, d.step(now, ha.ActionFailed{Action: a, Kind: ha.FailOther, Reason: "timeout"})...)
+			case ha.Shoot:
+				if now != 6*second {
+					t.Errorf("shot at %s", now)
+				}
+				return
+			}
+		}
+		now = next
+	}
+	t.Error("nobody looked again when it was time to shoot")
+}
+
 func TestWithoutAnAnswerTheLeaseDecides(t *testing.T) {
 	d := fenceTalk(t, bmc...)
 	d.quiet(7 * second)
