@@ -225,7 +225,7 @@ func TestALinkThatGoesDownIsTold(t *testing.T) {
 		w.do(func() { w.lookErr = errors.New("no memory") })
 		carries(true)
 		time.Sleep(time.Minute + time.Second) // between two probes
-		wantState(t, n, down) // nothing is known, so nothing changes
+		wantState(t, n, down)                 // nothing is known, so nothing changes
 		w.do(func() { w.lookErr = nil })
 		time.Sleep(12 * time.Second)
 		wantState(t, n, State{})
