@@ -268,6 +268,7 @@ func TestNoStopIsTakenWhileHAIsDisarmed(t *testing.T) {
 // With freeze everything stays as it is, whoever wants it otherwise; with ignore guests are everybody's.
 func TestAFrozenGuestIsNeitherStartedStoppedNorMoved(t *testing.T) {
 	n := askedNode(t, 100)
+	qemuThatEnds(t)
 	n.put(model.GuestConfigKey("n1", 300), "memory: 16\n") // no HA resource
 	ctx, g, c := t.Context(), n.m.roles.Guests, n.m.roles.Nodes
 	commands := map[string]func(model.VMID) error{

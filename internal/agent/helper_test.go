@@ -24,11 +24,6 @@ import (
 	"sauh.dev/sauh/internal/store/mem"
 )
 
-func TestMain(m *testing.M) {
-	etcd.TunePeers()
-	os.Exit(m.Run())
-}
-
 // testStore is a store in memory with a list of its keepers, and places for faults.
 type testStore struct {
 	*mem.Store

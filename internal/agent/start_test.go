@@ -61,13 +61,7 @@ func (d *diary) take() []string {
 func startNode(t *testing.T) (*node, *fakeGuard, *diary) {
 	t.Helper()
 	n := newNode(t)
-	bin := t.TempDir()
-	d := &diary{qemu: filepath.Join(bin, "was-run")}
-	program := "#!/bin/sh\nif [ \"$1\" = -machine ] && [ \"$2\" = help ]; then echo 'pc  PC (alias of pc-i440fx-10.0)'; echo 'pc-i440fx-10.0  PC'; exit 0; fi\n" +
-		"echo run >" + d.qemu + "\ncat " + bin + "/says >&2\nexit 1\n"
-	must(t, os.WriteFile(filepath.Join(bin, qemu.Binary), []byte(program), 0o700))
-	must(t, os.WriteFile(filepath.Join(bin, "says"), []byte("qemu-system-x86_64: out of luck\n"), 0o600))
-	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	d := &diary{qemu: qemuThatEnds(t)}
 	g := n.startGuard()
 	g.answers(func(c guardCall) error {
 		if c.Op != "status" {
@@ -86,6 +80,19 @@ func startNode(t *testing.T) (*node, *fakeGuard, *diary) {
 	})
 	n.put(model.GuestConfigKey("n1", 100), "memory: 32\n")
 	return n, g, d
+}
+
+// qemuThatEnds has a QEMU that knows one machine and ends at once be the one that is found. It writes the file that is returned when it is to run a guest.
+func qemuThatEnds(t *testing.T) (ran string) {
+	t.Helper()
+	bin := t.TempDir()
+	ran = filepath.Join(bin, "was-run")
+	program := "#!/bin/sh\nif [ \"$1\" = -machine ] && [ \"$2\" = help ]; then echo 'pc  PC (alias of pc-i440fx-10.0)'; echo 'pc-i440fx-10.0  PC'; exit 0; fi\n" +
+		"echo run >" + ran + "\ncat " + bin + "/says >&2\nexit 1\n"
+	must(t, os.WriteFile(filepath.Join(bin, qemu.Binary), []byte(program), 0o700))
+	must(t, os.WriteFile(filepath.Join(bin, "says"), []byte("qemu-system-x86_64: out of luck\n"), 0o600))
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	return ran
 }
 
 func (n *node) start(id model.VMID) error {
