@@ -49,7 +49,7 @@ type fencing struct {
 
 // saying is what a method said, and when it was logged.
 type saying struct {
-	reason string
+	kind   string // ha.RefusalKind of it
 	logged time.Duration
 }
 
@@ -361,8 +361,8 @@ func (f *fencing) take(node, method string, out fence.Outcome) (corefence.Proof,
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now, key := sys.BootTime(), node+" "+method
-	if last, ok := f.said[key]; !ok || last.reason != reason || proof == nil && now-last.logged >= sayAgain {
-		f.said[key] = saying{reason, now}
+	if last, ok := f.said[key]; !ok || last.kind != ha.RefusalKind(reason) || proof == nil && now-last.logged >= sayAgain {
+		f.said[key] = saying{ha.RefusalKind(reason), now}
 		level := slog.LevelInfo
 		if proof == nil && !isAnswer(err) {
 			level = slog.LevelWarn

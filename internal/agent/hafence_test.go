@@ -456,11 +456,18 @@ func TestARefusalIsLoggedOnceAMinuteAndWhenItChanges(t *testing.T) {
 		t.Errorf("a refusal is no warning: %s", log.String())
 	}
 	lines("the same", stranger, 0)
-	f.said["n2 bmc"] = saying{f.said["n2 bmc"].reason, f.said["n2 bmc"].logged - sayAgain}
+	f.said["n2 bmc"] = saying{f.said["n2 bmc"].kind, f.said["n2 bmc"].logged - sayAgain}
 	lines("after a minute", stranger, 1)
 	lines("another", corefence.ErrNotOff, 1)
 	if !strings.Contains(log.String(), "level=INFO") {
 		t.Errorf("an answer is a warning: %s", log.String())
+	}
+	log.Reset()
+	for port := range 3 {
+		_, _ = f.take("n3", "bmc", fence.Outcome{Said: []fence.Said{{Method: "bmc", Err: fmt.Errorf("read udp 127.0.0.1:%d: i/o timeout", 4710+port)}}})
+	}
+	if got := strings.Count(log.String(), "level="); got != 1 {
+		t.Errorf("%d lines for one refusal over three ports:\n%s", got, log.String())
 	}
 	log.Reset()
 	logAction(f.log)(ha.AskFence{Node: "n2", Method: "bmc"}, stranger)

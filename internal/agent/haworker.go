@@ -374,11 +374,11 @@ func (w *haWorker) judgeStray(ctx context.Context, id model.VMID, p *proc) {
 	if err != nil || f.node == w.node || p.incoming.Load() || w.procs.frozen(id) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, strayLimit)
-	defer cancel()
-	if held, err := mirror.Read[model.Protected](ctx, w.st, model.ProtectedPrefix+id.String()); err == nil && held.Value.Node == w.node {
+	if w.holds(ctx, id) {
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, strayLimit)
+	defer cancel()
 	s, err := p.Status(ctx)
 	switch {
 	case err != nil:
@@ -386,4 +386,12 @@ func (w *haWorker) judgeStray(ctx context.Context, id model.VMID, p *proc) {
 	case s.Status == "running":
 		w.found(id, f.node, p.Facts().Started)
 	}
+}
+
+// holds: the guest's protection names this node, so nobody else runs it. What cannot be read in time does not say so.
+func (w *haWorker) holds(ctx context.Context, id model.VMID) bool {
+	ctx, cancel := context.WithTimeout(ctx, strayLimit)
+	defer cancel()
+	held, err := mirror.Read[model.Protected](ctx, w.st, model.ProtectedPrefix+id.String())
+	return err == nil && held.Value.Node == w.node
 }

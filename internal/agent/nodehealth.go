@@ -31,14 +31,15 @@ type nodeHealth struct {
 	// command probes the storage in the directory that is added to it; nil probes none.
 	command []string
 	// mark tells this node's probes from those of others on the same storage.
-	mark  string
-	held  func(model.VMID) string
-	kick  func()
-	watch *health.Node
-	notes panicNotes
-	state func() health.State // watch's
-	clock func() time.Duration
-	alone time.Duration // when it was last seen that this node could not reach the cluster, on clock
+	mark   string
+	held   func(model.VMID) string
+	kick   func()
+	watch  *health.Node
+	notes  panicNotes
+	state  func() health.State // watch's
+	doubts func() []string     // likewise
+	clock  func() time.Duration
+	alone  time.Duration // when it was last seen that this node could not reach the cluster, on clock
 }
 
 const (
@@ -58,7 +59,7 @@ func newNodeHealth(h *nodeHealth) *nodeHealth {
 			return health.NewChild(t.Command, filepath.Join(h.run, t.Name+".probe"))
 		},
 	})
-	h.state = h.watch.State
+	h.state, h.doubts = h.watch.State, h.watch.Doubts
 	return h
 }
 
@@ -122,34 +123,48 @@ func (h *nodeHealth) wanted() (targets []health.Target, bridges []string, err er
 	return targets, slices.Compact(bridges), nil
 }
 
-// publish has the record say what is so. A loss is told only if sure; that it is over, always.
+// publish has the record say what is so. Of a storage a doubt is told at once, and its loss if sure; what is on record as lost stays that until there is no
+// doubt of it. A network is told only if sure.
 func (h *nodeHealth) publish(ctx context.Context, sure bool) {
-	is := h.state()
-	want := ha.NodeHealth{}
-	for _, s := range is.Storages {
-		want.Lost = append(want.Lost, s.Name)
-	}
-	if len(is.Networks) > 0 {
-		want.NetworkDown = is.Networks[0].Name
-	}
 	key := model.HAHealthPrefix + h.node
 	rec, err := mirror.Get[ha.NodeHealth](h.mirror.Snapshot(), key)
 	said := rec.Value
-	if err == nil && slices.Equal(said.Lost, want.Lost) && said.NetworkDown == want.NetworkDown {
-		return
+	is, doubts := h.state(), h.doubts()
+	want := ha.NodeHealth{}
+	for _, s := range is.Storages {
+		if sure {
+			want.Lost = append(want.Lost, s.Name)
+		}
 	}
-	well := len(want.Lost) == 0 && want.NetworkDown == ""
-	if !sure && !well {
+	for _, s := range doubts {
+		switch {
+		case slices.Contains(want.Lost, s):
+		case slices.Contains(said.Lost, s):
+			want.Lost = append(want.Lost, s)
+		default:
+			want.Doubt = append(want.Doubt, s)
+		}
+	}
+	slices.Sort(want.Lost)
+	switch {
+	case !sure:
+		want.NetworkDown = said.NetworkDown
+	case len(is.Networks) > 0:
+		want.NetworkDown = is.Networks[0].Name
+	}
+	if err == nil && slices.Equal(said.Lost, want.Lost) && slices.Equal(said.Doubt, want.Doubt) && said.NetworkDown == want.NetworkDown {
 		return
 	}
 	op := store.Put(key, mustJSON(want))
-	if well {
+	if len(want.Lost)+len(want.Doubt) == 0 && want.NetworkDown == "" {
 		op = store.Delete(key)
 	}
 	if _, err := h.st.Txn(ctx, store.Txn{If: []store.Cond{{Key: key, Revision: rec.Revision}}, Then: []store.Op{op}}); err != nil {
 		return // it is tried again
 	}
-	h.log.Warn("health of this node", "lost", want.Lost, "network_down", want.NetworkDown, "findings", is)
+	if !slices.Equal(said.Lost, want.Lost) || said.NetworkDown != want.NetworkDown {
+		h.log.Warn("health of this node", "lost", want.Lost, "network_down", want.NetworkDown, "findings", is)
+	}
 }
 
 // guest watches one guest until ctx is done or its process ended.

@@ -17,9 +17,13 @@ import (
 	"sauh.dev/sauh/internal/qmp/qmptest"
 )
 
-// feel makes the node's health what a test wants.
-func (n *node) feel(s health.State) {
+// feel makes the node's health what a test wants; what is lost is doubted, too.
+func (n *node) feel(s health.State, doubts ...string) {
+	for _, f := range s.Storages {
+		doubts = append(doubts, f.Name)
+	}
 	n.m.health.state = func() health.State { return s }
+	n.m.health.doubts = func() []string { return doubts }
 }
 
 func TestALossIsToldWhenItIsSureAndItsEndAtOnce(t *testing.T) {
@@ -34,8 +38,8 @@ func TestALossIsToldWhenItIsSureAndItsEndAtOnce(t *testing.T) {
 		t.Errorf("a node that is well says %s", got)
 	}
 	n.feel(health.State{Storages: []health.Finding{{Name: "nas", Reason: "no answer for 15s"}}, Networks: []health.Finding{{Name: "vmbr0"}}})
-	if got := publish(false); got != "" {
-		t.Errorf("a node that was just cut off says %s", got)
+	if got, want := publish(false), string(mustJSON(ha.NodeHealth{Doubt: []string{"nas"}})); got != want {
+		t.Errorf("a node that was just cut off says %s, want %s", got, want)
 	}
 	if got, want := publish(true), string(mustJSON(ha.NodeHealth{Lost: []string{"nas"}, NetworkDown: "vmbr0"})); got != want {
 		t.Errorf("it says %s, want %s", got, want)
@@ -45,13 +49,38 @@ func TestALossIsToldWhenItIsSureAndItsEndAtOnce(t *testing.T) {
 	if n.cluster.Revision() != rev {
 		t.Error("what is said is said again")
 	}
+	n.feel(health.State{Storages: []health.Finding{{Name: "nas"}}, Networks: []health.Finding{{Name: "vmbr0"}}}, "other")
+	if got, want := publish(false), string(mustJSON(ha.NodeHealth{Lost: []string{"nas"}, Doubt: []string{"other"}, NetworkDown: "vmbr0"})); got != want {
+		t.Errorf("it says %s, want %s", got, want)
+	}
 	n.feel(health.State{})
-	if got := publish(false); got != "" {
+	if got, want := publish(false), string(mustJSON(ha.NodeHealth{NetworkDown: "vmbr0"})); got != want {
+		t.Errorf("it says %s, want %s", got, want)
+	}
+	if got := publish(true); got != "" {
 		t.Errorf("what is over is still said: %s", got)
 	}
 	n.put(key, "{")
 	if got := publish(true); got != "" {
 		t.Errorf("a record that cannot be read stands: %s", got)
+	}
+}
+
+// Before anything was probed, and before anybody has looked.
+func TestAnAgentThatStartsKeepsWhatIsOnRecordAsLost(t *testing.T) {
+	n := haNode(t)
+	n.m.health.command = []string{"sauh", "agent", "probe"}
+	n.put(model.GuestConfigKey("n1", 100), "virtio0: nas:100/a.raw\n")
+	key, lost := model.HAHealthPrefix+"n1", string(mustJSON(ha.NodeHealth{Lost: []string{"nas"}}))
+	n.put(key, lost)
+	h := newNodeHealth(n.m.health)
+	targets, bridges, err := h.wanted()
+	must(t, err)
+	h.watch.Set(targets, bridges)
+	h.publish(t.Context(), false)
+	n.follow()
+	if got := n.get(key); got != lost {
+		t.Errorf("it says %q, want %s", got, lost)
 	}
 }
 

@@ -153,6 +153,21 @@ func (n *Node) State() State {
 	return n.state
 }
 
+// Doubts names the storages that are not known to be well, in order: lost ones, those whose last probe failed or hangs, those that have not answered
+// yet. It is right from [Node.Set] on.
+func (n *Node) Doubts() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []string
+	for name, s := range n.storages {
+		if s.machine.Doubtful() {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
 // Run watches until ctx is done. Nothing of it is left running then, but for a child that hangs on its storage. It is called once.
 func (n *Node) Run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)

@@ -159,7 +159,7 @@ func (s *State) fenceFailed(now time.Duration, ev ActionFailed) {
 // as long as it fails alike, a question is a nuisance to the device and to the log, and comes ever later.
 func (t *testimony) refuse(now time.Duration, reason string, p Params) {
 	t.off = false
-	if reason = withoutDigits(reason); reason != t.refusal {
+	if reason = RefusalKind(reason); reason != t.refusal {
 		t.refused, t.refusal = 0, reason
 	}
 	t.refused++
@@ -176,8 +176,8 @@ func (t *testimony) refuse(now time.Duration, reason string, p Params) {
 	t.next = now + wait
 }
 
-// withoutDigits is what two errors of a kind have in common, which name ports and times.
-func withoutDigits(s string) string {
+// RefusalKind is what two errors of a kind have in common, which name ports and times.
+func RefusalKind(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r >= '0' && r <= '9' {
 			return -1

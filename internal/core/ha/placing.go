@@ -1,6 +1,7 @@
 package ha
 
 import (
+	"maps"
 	"slices"
 
 	"sauh.dev/sauh/internal/core/model"
@@ -63,13 +64,29 @@ func (p *placing) choose(g Guest, how place.Request) (string, []place.Verdict) {
 // find is choose, and nothing counts yet.
 func (p *placing) find(g Guest, how place.Request) (string, []place.Verdict) {
 	r := p.request(g, how)
-	r.Exclude = p.avoid
+	r.Exclude = p.doubting(g)
 	to, verdicts := p.planner.Choose(r)
-	if to == "" && len(p.avoid) > len(p.shun) {
+	if to == "" && len(r.Exclude) > len(p.shun) {
 		r.Exclude = p.shun
 		to, verdicts = p.planner.Choose(r)
 	}
 	return to, verdicts
+}
+
+// doubting is avoid, and the nodes besides that do not know whether they have the guest's storages.
+func (p *placing) doubting(g Guest) map[string]string {
+	out := p.avoid
+	for name, n := range p.d.nodes {
+		why := n.doubts(&g)
+		if _, known := p.avoid[name]; why == "" || known || name == g.Node {
+			continue
+		}
+		if len(out) == len(p.avoid) {
+			out = maps.Clone(p.avoid)
+		}
+		out[name] = why
+	}
+	return out
 }
 
 func (p *placing) request(g Guest, how place.Request) place.Request {

@@ -243,6 +243,8 @@ type NodeIdle struct {
 type NodeHealth struct {
 	// Lost are storages that give errors or do not answer: guests with volumes there relocate.
 	Lost []string `json:"lost,omitempty"`
+	// Doubt are storages of which it is not known whether they are well, told at once: no guest is brought here for one of them, and none leaves.
+	Doubt []string `json:"doubt,omitempty"`
 	// NetworkDown names the guests' network if its link is down: guests migrate away.
 	NetworkDown string `json:"network_down,omitempty"`
 }

@@ -168,6 +168,8 @@ func (d *decision) checkTarget(g *Guest, st StatusRecord) {
 		why = to.shun
 	case len(to.lostOf(g)) > 0:
 		why = to.hasLost(g)
+	default:
+		why = to.doubts(g)
 	}
 	if why == "" {
 		d.wakeIn(d.p.Suspect - to.silence)
@@ -176,6 +178,9 @@ func (d *decision) checkTarget(g *Guest, st StatusRecord) {
 	next := st.Status
 	next.State, next.Target, next.Reason = StatusStarting, "", "it stays on "+g.Node+": "+why
 	next.MoveFailures++
+	if k := len(next.Tried) - 1; k >= 0 && next.Tried[k] == g.Node { // it left because it did not start here, and no other was tried
+		next.Tried = slices.Clone(next.Tried[:k])
+	}
 	if d.view.Resources[g.VMID] != pveconf.HAStarted {
 		next.State = StatusStopped
 	}
@@ -508,7 +513,7 @@ func (d *decision) take(m place.Move) {
 	switch {
 	case busy || from == nil || to == nil || g.Node != m.From || !from.online(d.p) || !to.online(d.p):
 	case st.moving() && st.Node == g.Node || st.State != StatusStarted && st.State != StatusStarting:
-	case len(from.lostOf(g)) > 0 || len(to.lostOf(g)) > 0: // see flee
+	case len(from.lostOf(g)) > 0 || len(to.lostOf(g)) > 0 || to.doubts(g) != "": // see flee
 	case to.shun != "" || to.quarantined && from.leaving == "" && d.content(m):
 	case d.gaveUp(g, st) || d.patience(g, st):
 	case from.leaving == "" && d.entangled(m.SID):

@@ -64,6 +64,16 @@ func (n *node) lostOf(g *Guest) []string {
 	return out
 }
 
+// doubts is why the guest must not come here, if the node does not know whether it has a storage of the guest; else "".
+func (n *node) doubts(g *Guest) string {
+	for _, s := range n.Health.Doubt {
+		if slices.Contains(g.Storages, s) {
+			return n.Name + " does not know whether it has the storage " + s
+		}
+	}
+	return ""
+}
+
 // hasLost is the sentence about it.
 func (n *node) hasLost(g *Guest) string {
 	return n.Name + " has lost the storage " + strings.Join(n.lostOf(g), ", ")
@@ -84,14 +94,16 @@ func (d *decision) flee(n *node, g *Guest, st StatusRecord) {
 		d.out.wake(known)
 		return
 	}
-	to, verdicts := d.placing().choose(*g, place.Request{Prefer: place.Best})
+	how := place.Request{Prefer: place.Best}
+	to, verdicts := d.placing().find(*g, how)
 	if to == "" || to == g.Node {
 		d.stays(n, g, st, verdicts)
 		return
 	}
-	if d.full(to) {
-		return
+	if d.nodes[to].doubts(g) != "" || d.full(to) {
+		return // it says more in a moment
 	}
+	d.placing().planner.Place(d.placing().request(*g, how), to)
 	next := st.Status
 	next.State, next.Node, next.Target, next.Reason = StatusRelocate, g.Node, to, n.hasLost(g)
 	d.set(*g, next, 0)
@@ -116,7 +128,7 @@ func (d *decision) stays(n *node, g *Guest, st StatusRecord, verdicts []place.Ve
 func (d *decision) haven(g *Guest) bool {
 	for _, n := range d.nodes {
 		has := func(s string) bool { return slices.Contains(n.Storages, s) }
-		if n.online(d.p) && n.shun == "" && len(n.lostOf(g)) == 0 && !slices.ContainsFunc(g.Storages, func(s string) bool { return !has(s) }) {
+		if n.online(d.p) && n.shun == "" && len(n.lostOf(g)) == 0 && n.doubts(g) == "" && !slices.ContainsFunc(g.Storages, func(s string) bool { return !has(s) }) {
 			return true
 		}
 	}
@@ -128,12 +140,33 @@ func (w *Worker) keepsReason(g Guest, st Status, old StatusRecord) bool {
 	return st.State == StatusStarted && old.State == StatusStarted && old.Node == w.self && w.lostDisks(g)
 }
 
-// withoutDisks: a start failed because a storage of the guest is away, or it failed, at whatever, on a node that has lost one. That is the
-// node's failure and not the guest's.
-func (w *Worker) withoutDisks(ev ActionFailed) bool {
+// withoutDisks: a start failed, at whatever, on a node that has lost a storage of the guest, or because one is away, for less than AwayPatience. That is the
+// node's failure and not the guest's. A node that finds the storage away for longer and does not say that it is lost is mistaken in one of the two: then
+// the failure counts, so that another node is tried.
+func (w *Worker) withoutDisks(now time.Duration, ev ActionFailed, aways int, t *tries) bool {
 	start, ok := ev.Action.(Start)
-	lost := func(g Guest) bool { return g.VMID == start.VMID && w.lostDisks(g) }
-	return ok && (ev.Kind == FailAway || slices.ContainsFunc(w.view.Guests, lost))
+	if !ok {
+		return false
+	}
+	if slices.ContainsFunc(w.view.Guests, func(g Guest) bool { return g.VMID == start.VMID && w.lostDisks(g) }) {
+		t.awaySince = now
+		return true
+	}
+	if ev.Kind != FailAway {
+		return false
+	}
+	if aways == 0 {
+		t.awaySince = now
+	}
+	return now-t.awaySince < w.p.AwayPatience
+}
+
+// awayWait is the wait after one more start that failed for want of a storage: none after the first, then doubling.
+func (w *Worker) awayWait(before int) time.Duration {
+	if before == 0 {
+		return 0
+	}
+	return backoff(w.p.BackoffFirst, w.p.BackoffMax, before)
 }
 
 // lostDisks: this node has lost a storage of the guest.

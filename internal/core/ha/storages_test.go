@@ -98,6 +98,24 @@ func TestGuestsOfTwoNodesThatLoseTheStorageGoToTheThird(t *testing.T) {
 	s.happened("stop vm:101 on n1", "vm:101 n1→n3", "start vm:101 on n3", "stop vm:102 on n2", "vm:102 n2→n3", "start vm:102 on n3")
 }
 
+// A node that was away, or has a fault that began later, says so before it is sure that the storage is lost.
+func TestNoGuestIsSentToANodeThatDoubtsThatItHasTheStorage(t *testing.T) {
+	s := onEach(t)
+	for _, n := range []string{"n2", "n3"} {
+		s.store.set(model.HAHealthPrefix+n, ha.NodeHealth{Doubt: []string{"nas"}})
+	}
+	s.loses("nas", "n1")
+	s.run(time.Minute)
+	s.happened()
+	s.is("vm:101 n1 started runs", "vm:102 n2 started runs", "vm:103 n3 started runs")
+	s.regains("n3")
+	s.run(second)
+	s.is("vm:101 n3 started runs", "vm:102 n2 started runs", "vm:103 n3 started runs")
+	s.die("n3") // those who come back go there all the same if there is no other
+	s.run(time.Minute)
+	s.is("vm:101 n2 started runs", "vm:102 n2 started runs", "vm:103 n2 started runs")
+}
+
 func TestGuestsGoToTheNodeThatAloneRegainsTheStorage(t *testing.T) {
 	s := onEach(t)
 	s.loses("nas", "n1", "n2", "n3")
@@ -146,6 +164,19 @@ func TestAMoveThatHasNotBegunIsTakenBackWhenItsTargetLosesTheStorageToo(t *testi
 	d.v.Revision++
 	d.view("status vm:100 starting on n3", "wake 1m2.6s")
 	d.reason("status", "vm:100 is starting: it stays on n3: n1 has lost the storage nas")
+}
+
+// Where it goes because it did not start, no other node has been tried then.
+func TestAMoveThatIsTakenBackIsNoNodeTried(t *testing.T) {
+	d := talkToManager(t)
+	d.guest(100, "n3", pveconf.HAStarted)
+	d.v.Statuses[100] = ha.StatusRecord{Status: ha.Status{State: ha.StatusRelocate, Node: "n3", Target: "n1", Tried: []string{"n2", "n3"}}, Revision: 300}
+	d.member("n1").Health = ha.NodeHealth{Lost: []string{"nas"}}
+	d.now = time.Minute
+	d.view("status vm:100 starting on n3", "wake 1m2.5s")
+	if got := d.given("status").(ha.SetStatus).Status.Tried; !slices.Equal(got, []string{"n2"}) {
+		t.Errorf("tried: %v", got)
+	}
 }
 
 func TestNoRuleAndNoMaintenanceSendsAGuestToWhereItsStorageIsLost(t *testing.T) {
@@ -222,6 +253,20 @@ func TestAGuestThatDoesNotStartWithoutTheStorageGoesToANodeThatHasIt(t *testing.
 	s.is("vm:100 n1 starting")
 	s.loses("nas", "n1")
 	s.run(7 * second) // whatever its worker waits for
+	s.is("vm:100 n2 started runs")
+}
+
+// Its probe passes, and the images are not there: the directory is, and what belongs on it is not mounted.
+func TestAGuestDoesNotWaitForEverOnANodeThatMissesAStorageWithoutKnowing(t *testing.T) {
+	s := newStage(t, "n1", "n2", "n3")
+	s.guest(100, "n1", pveconf.HAStarted)
+	s.withoutNAS("n1")
+	s.run(40 * second)
+	s.is("vm:100 n1 starting")
+	if st := s.status(100); st.Failures != 0 {
+		t.Errorf("%+v", st)
+	}
+	s.run(time.Minute)
 	s.is("vm:100 n2 started runs")
 }
 

@@ -14,6 +14,8 @@ type tries struct {
 	failures  int             // ends and failed actions since then
 	notBefore time.Duration   // of the next action
 	away      bool            // that wait is for a storage: the guest may leave meanwhile
+	aways     int             // starts in a row that failed for want of one,
+	awaySince time.Duration   // the first then
 	running   bool            // it was seen, or started,
 	since     time.Duration   // then
 	here      bool            // its QEMU was here at the last look

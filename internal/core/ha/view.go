@@ -48,6 +48,9 @@ type Params struct {
 	// FleeAfter: a guest leaves a node for a storage that this has lost when the loss has been on record for so long. By then all other nodes that
 	// share the fault have told it (health.Params.Spread), so those that have not are well. Nor does a guest leave until so long after another node has regained the storage. 0 waits for nobody.
 	FleeAfter time.Duration
+	// AwayPatience: starts that fail for want of a storage that their node does not say to have lost are the guest's failures after so long. A node tells a
+	// loss in less.
+	AwayPatience time.Duration
 	// Permit is how long a guest that may start only by the manager's word waits for that word.
 	Permit time.Duration
 	// DependencyPatience: a guest that waits so long for others to run starts without them.
@@ -89,6 +92,7 @@ func DefaultParams() Params {
 		InFlight:       lease.DefaultParams().InFlight,
 		RebootPatience: time.Minute, // the delay after which Proxmox VE would recover them
 		FleeAfter:      health.DefaultParams().Spread(),
+		AwayPatience:   45 * time.Second, // LostAfter, a probe, and half a minute for a node that was cut off to be sure
 		Permit:         5 * time.Second,
 		StopTries:      3,
 		// Longer than any guest takes to boot; it ends the wait of those that wait for each other.

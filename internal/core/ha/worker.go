@@ -94,7 +94,7 @@ func (w *Worker) done(now time.Duration, a Action) {
 		t.stale, t.note, t.err = true, "", false
 		switch a.(type) {
 		case Start:
-			t.running, t.since, t.locked, t.owed, t.paid = true, now, false, 0, 0
+			t.running, t.since, t.locked, t.owed, t.paid, t.aways = true, now, false, 0, 0, 0
 		case Stop:
 			t.stops, t.running = 0, false
 		case Reset:
@@ -112,6 +112,10 @@ func (w *Worker) failed(now time.Duration, ev ActionFailed) {
 	w.ledger.failed(ev.Action, 0)
 	w.change(id, func(t *tries) {
 		t.away = false
+		aways := t.aways
+		if ev.Kind != FailAway {
+			t.aways = 0
+		}
 		switch {
 		case ev.Kind == FailConflict:
 			t.notBefore = now + w.p.Retry
@@ -121,10 +125,9 @@ func (w *Worker) failed(now time.Duration, ev ActionFailed) {
 		case ev.Kind == FailLocked && t.patient(now, w.p):
 			t.notBefore = now + w.p.LockRetry
 			t.note, t.err = "its image is still locked by another process; retrying", false
-		case w.withoutDisks(ev): // as above; who waits for a storage waits longer
+		case w.withoutDisks(now, ev, aways, t): // as above; who waits for a storage waits longer
 			t.note, t.err = verb(ev.Action)+" waits: "+ev.Reason, false
-			t.fail(now, w.p)
-			t.away = true
+			t.notBefore, t.aways, t.away = now+w.awayWait(aways), aways+1, true
 		default:
 			t.note, t.err = verb(ev.Action)+" failed: "+ev.Reason, true
 			if t.count(ev.Action) {

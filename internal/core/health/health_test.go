@@ -449,3 +449,35 @@ func TestAnIOErrorIsNotTheGuestsSickness(t *testing.T) {
 	g.Observe(Incident{Kind: WatchdogFired, Action: "reset"})
 	wantCondition(t, g, Condition{})
 }
+
+func TestAStorageIsInDoubtUntilItAnswersAndWhenItDoesNot(t *testing.T) {
+	st := newStage()
+	doubt := func(when string, want bool) {
+		t.Helper()
+		if got := st.s.Doubtful(); got != want {
+			t.Errorf("%s: %v", when, got)
+		}
+	}
+	doubt("nothing is known", true)
+	st.probe("")
+	doubt("it is well", false)
+	st.s.Asked()
+	st.pass(st.s.p.ProbeEvery - 1)
+	doubt("it is slow", false)
+	st.pass(1)
+	doubt("it hangs", true)
+	st.s.Answered("")
+	st.pass(0)
+	doubt("it was slow", false)
+	st.probe("input/output error")
+	doubt("it fails", true)
+	st.probe("")
+	doubt("it failed once", false)
+	st.s = LostStorage(DefaultParams())
+	for range st.s.p.Good - 1 {
+		st.probe("")
+	}
+	doubt("it was lost, and is not proved to be back", true)
+	st.probe("")
+	doubt("it is", false)
+}

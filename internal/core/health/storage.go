@@ -21,6 +21,7 @@ type Storage struct {
 	guests   map[string]ioError
 	errors   time.Duration // since when guests had errors
 	verdict  Verdict
+	answered bool // a probe has succeeded
 }
 
 type ioError struct {
@@ -57,7 +58,7 @@ func (s *Storage) Asked() {
 func (s *Storage) Answered(failure string) {
 	s.asked = false
 	if failure == "" {
-		s.silence, s.failures, s.failure = 0, 0, ""
+		s.silence, s.failures, s.failure, s.answered = 0, 0, "", true
 		s.good++
 		return
 	}
@@ -99,6 +100,11 @@ func (s *Storage) Look(now time.Time) Verdict {
 		s.good = 0 // what has been good counts from the last complaint on
 	}
 	return s.verdict
+}
+
+// Doubtful says that the storage is not known to be well as of the last Look: it is lost, or may be on the way there, or nothing was heard of it yet.
+func (s *Storage) Doubtful() bool {
+	return s.verdict.Lost || !s.answered || s.failures > 0 || s.asked && s.silence >= s.p.ProbeEvery
 }
 
 // complaint is why the storage is lost, "" if nothing speaks for that.
