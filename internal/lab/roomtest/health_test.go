@@ -20,16 +20,7 @@ import (
 
 // In a room of its own, as nodes that were in trouble three times are in quarantine.
 func TestGuestsAreHelpedWhenTheyOrTheirNodeAreIll(t *testing.T) {
-	w, err := raise(t.Context(), "ill", len(nodes()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.close()
-	enter(t, w).BuildCluster()
-	for _, c := range []struct {
-		name string
-		run  func(*room)
-	}{
+	inRoomOfItsOwn(t, "ill", []course{
 		{"a guest that panicked is reset by policy", func(r *room) { panicked(r) }},
 		{"a guest whose network is lost moves live", func(r *room) { guestLinkDown(r) }},
 		{"a guest is started elsewhere when its node has lost the storage", func(r *room) {
@@ -38,17 +29,7 @@ func TestGuestsAreHelpedWhenTheyOrTheirNodeAreIll(t *testing.T) {
 			}
 		}},
 		{"nobody is moved when all have lost the storage", nobodyHasTheStorage},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			r := enter(t, w)
-			t.Cleanup(r.Repair)
-			r.AllWell()
-			c.run(r)
-		})
-	}
-	for _, v := range w.sampler.violations() {
-		t.Error("two QEMUs of one guest ran at once:", v)
-	}
+	})
 }
 
 // nobodyHasTheStorage for long enough that each node tells it. The guests' files are open, so they run on.

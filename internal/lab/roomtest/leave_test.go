@@ -23,23 +23,22 @@ func (g *guest) MustMove(node string, within time.Duration) {
 	g.MustBe("running", node, patience)
 }
 
-// In a room of its own: a node that other tests have made silent three times is in quarantine, and no guest returns to it.
-func TestNodesAreLeftInOrder(t *testing.T) {
-	w, err := raise(t.Context(), "leave", len(nodes()))
+// course is a part of a test.
+type course struct {
+	name string
+	run  func(*room)
+}
+
+// inRoomOfItsOwn makes a room with a cluster, runs the parts in it one after the other, and checks that no guest ran twice at once.
+func inRoomOfItsOwn(t *testing.T, name string, parts []course) {
+	t.Helper()
+	w, err := raise(t.Context(), name, len(nodes()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer w.close()
 	enter(t, w).BuildCluster()
-	for _, c := range []struct {
-		name string
-		run  func(*room)
-	}{
-		{"a command moves a guest live or by a restart", commandMoves},
-		{"guests leave a node in maintenance and come back", maintenance},
-		{"a reboot under the policy migrate restarts no guest", func(r *room) { rebootByMigration(r) }},
-		{"a shutdown fails over without waiting for the lease", shutdownFailsOver},
-	} {
+	for _, c := range parts {
 		t.Run(c.name, func(t *testing.T) {
 			r := enter(t, w)
 			t.Cleanup(r.Repair)
@@ -50,6 +49,16 @@ func TestNodesAreLeftInOrder(t *testing.T) {
 	for _, v := range w.sampler.violations() {
 		t.Error("two QEMUs of one guest ran at once:", v)
 	}
+}
+
+// In a room of its own: a node that other tests have made silent three times is in quarantine, and no guest returns to it.
+func TestNodesAreLeftInOrder(t *testing.T) {
+	inRoomOfItsOwn(t, "leave", []course{
+		{"a command moves a guest live or by a restart", commandMoves},
+		{"guests leave a node in maintenance and come back", maintenance},
+		{"a reboot under the policy migrate restarts no guest", func(r *room) { rebootByMigration(r) }},
+		{"a shutdown fails over without waiting for the lease", shutdownFailsOver},
+	})
 }
 
 func commandMoves(r *room) {
